@@ -1,0 +1,12 @@
+"""The password's hash: made once, in the process that received the password."""
+
+from passlib.hash import sha512_crypt
+from pydantic import SecretStr
+
+# crypt(5)'s own default for sha512crypt: every libc since 2007 reads it, with no `rounds=` in the field.
+_ROUNDS = 5000
+
+
+def hash_password(password: SecretStr) -> SecretStr:
+    """`password` as sha512crypt (`$6$salt$…`) with a fresh random salt; takes about 3 ms of CPU."""
+    return SecretStr(sha512_crypt.using(rounds=_ROUNDS).hash(password.get_secret_value()))

@@ -1,0 +1,34 @@
+"""The plan: every path and name of a job, derived from its id alone.
+
+After a crash we compute these again; we never search for what a job may have left.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+CHANNEL_NAME = "org.provisiond.0"
+
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a job's things are. `iso` appears whole under its name; `iso_part` is it half written."""
+
+    nonce: str
+    iso: Path
+    iso_part: Path
+
+
+def plan_job(job_id: str, *, runtime_dir: Path) -> Plan:
+    """The plan of the job `job_id` (32 hex digits; random, so it serves as the nonce as well)."""
+    if not _JOB_ID.fullmatch(job_id):
+        raise ValueError(f"{job_id!r} is no job id")
+    folder = iso_folder(runtime_dir)
+    return Plan(job_id, folder / f"{job_id}.iso", folder / f"{job_id}.iso.part")
+
+
+def iso_folder(runtime_dir: Path) -> Path:
+    """The folder of all config ISOs, mode 0700, on tmpfs."""
+    return runtime_dir / "iso"

@@ -1,0 +1,37 @@
+"""Blocking calls in threads, never abandoned.
+
+A cancelled coroutine must not leave its blocking call running behind it: an attach that ends after the
+undo has looked would leave an orphan. So a call here is waited for even when its caller is cancelled.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Threads:
+    """A pool of `size` threads for the blocking calls of one adapter, named for the debugger."""
+
+    def __init__(self, *, size: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=size, thread_name_prefix=name)
+
+    async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run `function` in a thread; on cancellation wait for its end, then be cancelled."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._pool, partial(function, *args, **kwargs))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            if not future.cancelled():
+                future.exception()  # seen: the cancellation outweighs it
+            raise
+
+    def close(self) -> None:
+        """Wait for the calls that run and end the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
