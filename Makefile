@@ -1,0 +1,56 @@
+# make test and make demo set up what they need on a fresh Debian 12 or later (see setup-debian);
+# the second time they find it done. ARGS goes to pytest: make test ARGS='-x tests/unit'
+
+.PHONY: help test demo setup lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make test    run every test, real guests included (ARGS=... goes to pytest)'
+	@echo 'make demo    provision a real guest on this machine and show each step'
+	@echo 'make lock    resolve constraints.txt again from pyproject.toml'
+	@echo 'make clean   remove .venv and the caches in this tree'
+
+ifeq ($(shell id -u),0)
+
+setup:
+	@./setup-debian
+
+test: setup
+	.venv/bin/pytest $(ARGS)
+
+demo: setup
+	.venv/bin/python -m tests.demo $(ARGS)
+
+else
+
+# Packages are installed, namespaces and guests started: all of that is root's.
+setup test demo:
+	sudo --preserve-env=CI,PROVISIOND_CACHE,http_proxy,https_proxy,no_proxy $(MAKE) $@ ARGS='$(ARGS)'
+
+endif
+
+# In a venv of its own: the resolver is no part of what it resolves.
+LOCK_VENV = .venv/lock
+lock: setup
+	/usr/bin/python3 -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip --quiet install pip-tools==7.6.2
+	$(LOCK_VENV)/bin/pip-compile \
+	    --upgrade \
+	    --generate-hashes \
+	    --all-extras \
+	    --all-build-deps \
+	    --allow-unsafe \
+	    --strip-extras \
+	    --no-emit-index-url \
+	    --no-emit-find-links \
+	    --no-emit-trusted-host \
+	    --no-header \
+	    --quiet \
+	    --output-file $(LOCK_VENV)/constraints.txt \
+	    pyproject.toml
+	{ sed '/^[^#]/,$$d' constraints.txt; cat $(LOCK_VENV)/constraints.txt; } >constraints.txt.part
+	mv constraints.txt.part constraints.txt
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
