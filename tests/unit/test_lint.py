@@ -1,0 +1,88 @@
+"""The linters, run as tests: what they say is part of every run, and nothing passes by."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+SHELLS = re.compile(rb"#! ?(/usr/bin/env |/bin/|/usr/bin/)(sh|bash|dash|ash|busybox)\b")
+
+
+def complaint(*argv: str | Path) -> str:
+    """What the program says when it is not content; empty when it is."""
+    finished = subprocess.run(
+        argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if finished.returncode == 0:
+        return ""
+    return f"{' '.join(map(str, argv))} ended with {finished.returncode}:\n{finished.stdout}"
+
+
+def source_files(pattern: str = ".") -> list[Path]:
+    """The files that git knows or would add, in order."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", pattern],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    paths = {ROOT / name.decode() for name in listed.split(b"\0") if name}
+    return sorted(path for path in paths if path.is_file())
+
+
+def is_shell(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix == ".sh" or SHELLS.match(file.readline(100)) is not None
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def test_ruff_finds_nothing() -> None:
+    assert not (said := complaint(BIN / "ruff", "check", "--output-format=concise")), said
+
+
+def test_the_code_is_formatted() -> None:
+    assert not (said := complaint(BIN / "ruff", "format", "--check", "--quiet")), said
+
+
+def test_the_types_hold() -> None:
+    assert not (said := complaint(BIN / "mypy", "--strict")), said
+
+
+def test_imports_point_one_way() -> None:
+    assert not (said := complaint(BIN / "lint-imports", "--no-logo", "--no-cache")), said
+
+
+def test_every_module_has_its_place_in_the_order_of_imports() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = contracts["contracts"][0]["layers"]
+    placed = tuple(re.findall(r"provisiond[\w.]*", " ".join(layers)))
+    modules = [module_name(path) for path in source_files("provisiond/*.py")]
+    assert "provisiond.errors" in modules
+    homeless = [
+        module
+        for module in modules
+        if not module.endswith("__init__")
+        and not any(module == layer or module.startswith(f"{layer}.") for layer in placed)
+    ]
+    assert not homeless, f"name them in pyproject.toml's layers: {', '.join(homeless)}"
+
+
+def test_every_package_says_that_it_is_one() -> None:
+    packages = {path.parent for path in source_files("*.py")} - {ROOT}
+    bare = sorted(str(p.relative_to(ROOT)) for p in packages if not (p / "__init__.py").exists())
+    assert not bare, f"no __init__.py in {', '.join(bare)}: mypy and import-linter miss its modules"
+
+
+@pytest.mark.parametrize(
+    "script", [str(p.relative_to(ROOT)) for p in source_files() if is_shell(p)]
+)
+def test_shellcheck_finds_nothing(script: str) -> None:
+    assert not (said := complaint("shellcheck", script)), said
