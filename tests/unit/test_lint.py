@@ -1,6 +1,7 @@
 """The linters, run as tests: what they say is part of every run, and nothing passes by."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,16 +14,15 @@ BIN = Path(sys.executable).parent
 SHELLS = re.compile(rb"#! ?(/usr/bin/env |/bin/|/usr/bin/)(sh|bash|dash|ash|busybox)\b")
 
 
-def run_linter(*argv: str | Path) -> None:
-    """Fails the test with the linter's own words where it is not content."""
+def run_linter(*argv: str | Path) -> str:
+    """What the linter says; fails the test with it where the linter is not content."""
     finished = subprocess.run(
         argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if finished.returncode != 0:
-        command = " ".join(map(str, argv))
-        pytest.fail(
-            f"{command} ended with {finished.returncode}:\n{finished.stdout}", pytrace=False
-        )
+        ended = f"{' '.join(map(str, argv))} ended with {finished.returncode}"
+        pytest.fail(f"{ended}:\n{finished.stdout}", pytrace=False)
+    return finished.stdout
 
 
 def source_files(pattern: str = ".") -> list[Path]:
@@ -88,3 +88,23 @@ def test_every_package_says_that_it_is_one() -> None:
 )
 def test_shellcheck_finds_nothing(script: str) -> None:
     run_linter("shellcheck", script)
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    text = (ROOT / "systemd" / "provisiond.service").read_text()
+    assert text.count("/usr/bin/provisiond ") == 1
+    unit = tmp_path / "provisiond.service"
+    unit.write_text(text.replace("/usr/bin/provisiond ", f"{BIN / 'provisiond'} "))
+    # Of an unknown key it only tells, with exit status 0; it may tell of the host's units as well.
+    said = run_linter("systemd-analyze", "verify", "--man=no", unit)
+    ours = [line for line in said.splitlines() if unit.name in line]
+    assert not ours, "\n".join(ours)
+
+
+def test_systemd_makes_the_group_of_the_socket(tmp_path: Path) -> None:
+    folder = tmp_path / "usr" / "lib" / "sysusers.d"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "systemd" / "sysusers.d" / "provisiond.conf", folder)
+    (tmp_path / "etc").mkdir()
+    run_linter("systemd-sysusers", f"--root={tmp_path}")
+    assert (tmp_path / "etc" / "group").read_text().startswith("provisiond:")
