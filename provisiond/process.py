@@ -1,0 +1,127 @@
+"""Other programs: started here alone, never through a shell, never left behind."""
+
+import asyncio
+import logging
+import os
+import shlex
+import signal
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from provisiond.errors import ToolFailed
+
+MIB = 1024 * 1024
+STDERR_TAIL = 2000  # characters of a failed tool's own words that go into the error
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a program ended; a negative `returncode` is the signal that ended it."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+async def run(
+    argv: Sequence[str | Path],
+    *,
+    stdin: bytes | None = None,
+    limit_output: int = MIB,
+    check: bool = True,
+) -> Finished:
+    """Runs a program to its end and returns what it said.
+
+    When the caller's task is cancelled or its time is over, the program and all that it started are
+    killed. More than `limit_output` bytes on stdout or stderr, an absent program, and with `check`
+    an exit status other than 0, are ToolFailed. `stdin` may be secret: it is never logged.
+    """
+    async with _started(argv, stdin=PIPE if stdin is not None else DEVNULL, stderr=PIPE) as process:
+        async with asyncio.TaskGroup() as tasks:
+            stdout = tasks.create_task(_read(process, process.stdout, limit_output))
+            stderr = tasks.create_task(_read(process, process.stderr, limit_output))
+            tasks.create_task(_feed(process.stdin, stdin))
+        finished = Finished(await process.wait(), stdout.result(), stderr.result())
+    if max(len(finished.stdout), len(finished.stderr)) > limit_output:
+        raise ToolFailed(f"{argv[0]} said more than {limit_output} bytes and was killed")
+    if check and finished.returncode != 0:
+        tail = finished.stderr.decode(errors="replace").strip()[-STDERR_TAIL:]
+        raise ToolFailed(f"{argv[0]} ended with status {finished.returncode}: {tail}")
+    return finished
+
+
+@asynccontextmanager
+async def output_of(argv: Sequence[str | Path]) -> AsyncIterator[asyncio.StreamReader]:
+    """A running program's stdout and stderr in one stream; it is killed when the block is left."""
+    async with _started(argv, stdin=DEVNULL, stderr=STDOUT) as process:
+        yield _open(process.stdout)
+
+
+@asynccontextmanager
+async def _started(
+    argv: Sequence[str | Path], *, stdin: int, stderr: int
+) -> AsyncIterator[Process]:
+    """The program in a session of its own; when the block is left nothing of it goes on."""
+    words = [str(word) for word in argv]
+    log.debug("%s", shlex.join(words))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words, stdin=stdin, stdout=PIPE, stderr=stderr, start_new_session=True
+        )
+    except OSError as error:
+        raise ToolFailed(f"{words[0]} cannot be started: {error.strerror}") from error
+    try:
+        yield process
+    finally:
+        await _end(process)
+
+
+async def _end(process: Process) -> None:
+    """Kills what is left of the group and waits for its leader, then closes the pipes."""
+    _kill_group(process)
+    try:
+        await asyncio.shield(process.wait())
+    finally:
+        # asyncio keeps a pipe open for as long as a stranger holds its other end.
+        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _kill_group(process: Process) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # the whole group has ended
+
+
+async def _read(process: Process, stream: asyncio.StreamReader | None, limit: int) -> bytes:
+    """All of the stream; a program that says more than `limit` bytes is killed."""
+    output = bytearray()
+    while chunk := await _open(stream).read(65536):
+        output += chunk
+        if len(output) > limit:
+            _kill_group(process)
+            break
+    return bytes(output)
+
+
+async def _feed(stream: asyncio.StreamWriter | None, data: bytes | None) -> None:
+    if stream is None or data is None:
+        return
+    try:
+        stream.write(data)
+        await stream.drain()
+        stream.close()
+        await stream.wait_closed()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the program did not want to read all of it; its exit status tells
+
+
+def _open(stream: asyncio.StreamReader | None) -> asyncio.StreamReader:
+    if stream is None:
+        raise RuntimeError("the stream was not asked for as a pipe")
+    return stream

@@ -1,0 +1,76 @@
+"""A root shell in the tiny guest, over its second serial port."""
+
+import asyncio
+import shlex
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ASK_AGAIN = 0.5  # seconds; what is sent before the guest's serial port is open is lost
+
+
+class Answer(NamedTuple):
+    """What a command in the guest ended with; `output` is stdout and stderr together."""
+
+    status: int
+    output: str
+
+
+class Console:
+    """One shell; one command at a time. Time limits belong to the caller."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._lock = asyncio.Lock()
+
+    async def run(self, command: str) -> Answer:
+        """Runs `command` in a shell of its own, without input; it may be any text sh accepts."""
+        marker = uuid.uuid4().hex
+        line = f"sh -c {shlex.quote(command)} </dev/null 2>&1; echo; echo {marker} $?\n"
+        async with self._lock:
+            await self._send(line)
+            output = await self._reader.readuntil(f"\n{marker} ".encode())
+            status = await self._reader.readline()
+        text = output[: -len(marker) - 2].decode(errors="replace")
+        return Answer(int(status), text)
+
+    async def greet(self) -> None:
+        """Waits until the guest's shell answers; what came before is thrown away."""
+        marker = uuid.uuid4().hex
+        # The shell joins the two words: an echo of the line itself is not taken for the answer.
+        line = f"\necho {marker[:16]}''{marker[16:]}\n"
+        while True:
+            await self._send(line)
+            try:
+                async with asyncio.timeout(ASK_AGAIN):
+                    await self._reader.readuntil(f"{marker}\n".encode())
+                break
+            except TimeoutError:
+                continue
+        await self._forget_answers()
+
+    async def _forget_answers(self) -> None:
+        """Earlier questions may still be answered: skip to the answer of one asked once."""
+        marker = uuid.uuid4().hex
+        await self._send(f"echo {marker}\n")
+        await self._reader.readuntil(f"{marker}\n".encode())
+
+    async def _send(self, line: str) -> None:
+        self._writer.write(line.encode())
+        await self._writer.drain()
+
+
+@asynccontextmanager
+async def open_console(socket: Path) -> AsyncIterator[Console]:
+    """The shell behind `socket`, once it answers."""
+    reader, writer = await asyncio.open_unix_connection(socket, limit=16 * 1024 * 1024)
+    try:
+        console = Console(reader, writer)
+        await console.greet()
+        yield console
+    finally:
+        writer.close()
+        await writer.wait_closed()

@@ -1,0 +1,197 @@
+"""The tiny guest's root: busybox, the modules it needs, a real chpasswd, the real guest script.
+
+`initramfs_bytes` is a pure function of a list of entries; the same input gives the same bytes.
+"""
+
+import gzip
+import hashlib
+import lzma
+import os
+import re
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tests.lab.packages import cache_directory, fetch_kernel, fetch_package
+
+PROJECT = Path(__file__).parents[2]
+GUEST_INIT = Path(__file__).with_name("guest-init")
+GUEST_SCRIPT = PROJECT / "guest-agent" / "provision-guest"
+
+# In the order in which /init loads them; what these depend on goes before each.
+MODULES = ("virtio_pci", "virtio_console", "virtio_scsi", "sr_mod", "sd_mod", "isofs", "virtio_net")
+ZONES = ("UTC", "Europe/Vienna", "America/New_York", "Asia/Tokyo")
+# Debian's busybox has no chpasswd applet; the real one comes from this system (package passwd).
+CHPASSWD = Path("/usr/sbin/chpasswd")
+
+ETC = {
+    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nops:x:1000:1000:ops:/home/ops:/bin/sh\n",
+    "etc/shadow": "root:*:19000:0:99999:7:::\nops:*:19000:0:99999:7:::\n",
+    "etc/group": "root:x:0:\nshadow:x:42:\nops:x:1000:\n",
+    "etc/hostname": "tiny\n",
+    "etc/hosts": "127.0.0.1 localhost\n",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of the archive: `mode` holds its type; a link's `data` is where it points to."""
+
+    path: str
+    mode: int
+    data: bytes = b""
+    owner: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestFiles:
+    """What a domain boots from."""
+
+    kernel: Path
+    initramfs: Path
+
+
+def guest_files() -> GuestFiles:
+    """Kernel and initramfs of the tiny guest; made once for each content, kept in the cache."""
+    tree = fetch_kernel()
+    (kernel,) = tree.glob("boot/vmlinuz-*")
+    ours = (
+        _file("init", GUEST_INIT, 0o755),
+        _file("usr/sbin/provision-guest", GUEST_SCRIPT, 0o755),
+    )
+    entries = [*_system(tree), *ours]
+    return GuestFiles(kernel=kernel, initramfs=_kept(initramfs_bytes(entries)))
+
+
+def initramfs_bytes(entries: Iterable[Entry]) -> bytes:
+    """The entries as a cpio archive in the `newc` format (the kernel's buffer-format.rst).
+
+    Folders that entries need are added; the order is by path, times are 0, inodes are counted.
+    """
+    wanted = {entry.path: entry for entry in entries}
+    for path in list(wanted):
+        for folder in PurePosixPath(path).parents:
+            if (name := str(folder)) != ".":
+                wanted.setdefault(name, Entry(name, stat.S_IFDIR | 0o755))
+    records = [
+        _record(entry, inode) for inode, (_, entry) in enumerate(sorted(wanted.items()), start=1)
+    ]
+    return b"".join([*records, _record(Entry("TRAILER!!!", 0), 0)])
+
+
+def load_order(wanted: Iterable[str], depends: Callable[[str], Iterable[str]]) -> list[str]:
+    """The modules and all they depend on, each after what it needs."""
+    order: list[str] = []
+
+    def add(module: str) -> None:
+        if module not in order:
+            for needed in depends(module):
+                add(needed)
+            order.append(module)
+
+    for module in wanted:
+        add(module)
+    return order
+
+
+def parse_depends(module: bytes) -> list[str]:
+    """What a .ko says about itself in its .modinfo section: `depends=a,b`."""
+    found = re.search(rb"\0depends=([^\0]*)\0", module)
+    if found is None:
+        raise ValueError("The module holds no depends= in its .modinfo section.")
+    return [name for name in found[1].decode().split(",") if name]
+
+
+def _record(entry: Entry, inode: int) -> bytes:
+    name = entry.path.encode() + b"\0"
+    links = 2 if stat.S_ISDIR(entry.mode) else 1
+    fields = (inode, entry.mode, entry.owner, entry.owner, links, 0, len(entry.data))
+    numbers = (*fields, 0, 0, 0, 0, len(name), 0)
+    header = b"070701" + b"".join(b"%08X" % number for number in numbers)
+    return _padded(header + name) + _padded(entry.data)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % 4)
+
+
+def _system(kernel_tree: Path) -> Iterator[Entry]:
+    yield from _busybox()
+    yield from _modules(kernel_tree)
+    yield from _zones()
+    yield from _chpasswd()
+    for path, text in ETC.items():
+        mode = 0o600 if path == "etc/shadow" else 0o644
+        yield Entry(path, stat.S_IFREG | mode, text.encode())
+    yield Entry("root", stat.S_IFDIR | 0o700)
+    yield Entry("home/ops", stat.S_IFDIR | 0o755, owner=1000)
+    for folder in ("dev", "proc", "sys", "run", "tmp", "mnt", "etc/network", "var/lib", "var/log"):
+        yield Entry(folder, stat.S_IFDIR | 0o755)
+
+
+def _busybox() -> Iterator[Entry]:
+    busybox = fetch_package("busybox-static") / "bin/busybox"
+    yield _file("bin/busybox", busybox, 0o755)
+    listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
+    for applet in listed.stdout.split():
+        if applet != "busybox":
+            yield Entry(f"bin/{applet}", stat.S_IFLNK | 0o777, b"/bin/busybox")
+
+
+def _modules(kernel_tree: Path) -> Iterator[Entry]:
+    """The modules by name, and `lib/modules/order`: what /init loads, line by line."""
+    known = _module_files(kernel_tree)
+    contents = {name: _module_bytes(known[name]) for name in _order(known)}
+    for name, data in contents.items():
+        yield Entry(f"lib/modules/{name}.ko", stat.S_IFREG | 0o644, data)
+    listed = "".join(f"{name}\n" for name in contents)
+    yield Entry("lib/modules/order", stat.S_IFREG | 0o644, listed.encode())
+
+
+def _order(known: Mapping[str, Path]) -> list[str]:
+    return load_order(MODULES, lambda name: parse_depends(_module_bytes(known[name])))
+
+
+def _module_files(kernel_tree: Path) -> dict[str, Path]:
+    """Modules by the name the kernel gives them (a file's `-` is `_` there)."""
+    files = kernel_tree.glob("**/lib/modules/*/kernel/**/*.ko*")
+    return {path.name.partition(".")[0].replace("-", "_"): path for path in files}
+
+
+def _module_bytes(path: Path) -> bytes:
+    """Debian 13 compresses its modules, Debian 12 does not."""
+    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+
+
+def _zones() -> Iterator[Entry]:
+    zoneinfo = fetch_package("tzdata") / "usr/share/zoneinfo"
+    for zone in ZONES:
+        yield _file(f"usr/share/zoneinfo/{zone}", zoneinfo / zone, 0o644)
+
+
+def _chpasswd() -> Iterator[Entry]:
+    """chpasswd with the libraries that the loader would give it, each at its own path."""
+    yield _file(str(CHPASSWD)[1:], CHPASSWD, 0o755)
+    listed = subprocess.run(["ldd", CHPASSWD], capture_output=True, text=True, check=True)
+    for library in re.findall(r"(/\S+) \(0x", listed.stdout):
+        yield _file(library[1:], Path(library), 0o755)
+
+
+def _file(path: str, source: Path, mode: int) -> Entry:
+    return Entry(path, stat.S_IFREG | mode, source.read_bytes())
+
+
+def _kept(archive: bytes) -> Path:
+    """The archive, compressed, in the cache under the name of its content."""
+    path = cache_directory() / f"initramfs-{hashlib.sha256(archive).hexdigest()[:16]}.gz"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, part = tempfile.mkstemp(prefix=".initramfs-", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(gzip.compress(archive, compresslevel=6, mtime=0))
+        Path(part).chmod(0o644)
+        Path(part).rename(path)
+    return path
