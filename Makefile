@@ -21,14 +21,6 @@ test: setup
 demo: setup
 	.venv/bin/python -m tests.demo $(ARGS)
 
-else
-
-# Packages are installed, namespaces and guests started: all of that is root's.
-setup test demo:
-	sudo --preserve-env=CI,PROVISIOND_CACHE,http_proxy,https_proxy,no_proxy $(MAKE) $@ ARGS='$(ARGS)'
-
-endif
-
 # In a venv of its own: the resolver is no part of what it resolves.
 LOCK_VENV = .venv/lock
 lock: setup
@@ -54,3 +46,11 @@ lock: setup
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+else
+
+# Packages are installed, namespaces and guests started: all of that is root's, and so is .venv.
+setup test demo lock clean:
+	sudo --preserve-env=CI,PROVISIOND_CACHE,http_proxy,https_proxy,no_proxy $(MAKE) $@ ARGS='$(ARGS)'
+
+endif
