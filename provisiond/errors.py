@@ -1,7 +1,8 @@
 """Every error an operator or a master can meet, one class for each thing they would do differently.
 
-An error says what happened to which object (`message`) and what to do next (`hint`); `code` is stable
-and travels over the wire. Nothing here may carry a secret: an error reaches logs, the store and replies.
+An error says what happened to which object (`message`) and what to do next (`hint`); `code` is
+stable and travels over the wire. Nothing here may carry a secret: an error reaches logs, the store
+and replies.
 """
 
 from typing import ClassVar

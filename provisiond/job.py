@@ -13,8 +13,8 @@ from provisiond.errors import GuestFailed, ProvisionError
 
 _S = JobState
 
-# The story in order, and the one way back. UNDOING may still turn into GUEST_CONFIGURED: the cancel is a
-# compare-and-set, and the guest may have won it. After GUEST_CONFIGURED nothing reverts.
+# The story in order, and the one way back. UNDOING may still turn into GUEST_CONFIGURED: the cancel
+# is a compare-and-set, and the guest may have won it. After GUEST_CONFIGURED nothing reverts.
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     {
         _S.ACCEPTED: frozenset({_S.DISKS_CREATED, _S.UNDOING}),
@@ -82,7 +82,7 @@ class Job:
     guest_log: tuple[str, ...] = ()
 
     def has_reached(self, state: JobState) -> bool:
-        """Whether the story has passed `state` (never true of a state only undo or failure reach)."""
+        """Whether the story has come to `state` or past it."""
         if self.state in (_S.UNDOING, _S.FAILED):
             return state in (_S.UNDOING, self.state)
         return _ORDER.index(self.state) >= _ORDER.index(state)

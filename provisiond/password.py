@@ -3,7 +3,8 @@
 from passlib.hash import sha512_crypt
 from pydantic import SecretStr
 
-# crypt(5)'s own default for sha512crypt: every libc since 2007 reads it, with no `rounds=` in the field.
+# crypt(5)'s own default for sha512crypt: every libc since 2007 reads it, with no `rounds=` in the
+# field.
 _ROUNDS = 5000
 
 

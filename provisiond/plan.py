@@ -14,7 +14,7 @@ _JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a job's things are. `iso` appears whole under its name; `iso_part` is it half written."""
+    """Where a job's things are; `iso_part` is the ISO while it is half written."""
 
     nonce: str
     iso: Path

@@ -8,8 +8,8 @@ from provisiond.guest.verdict import Verdict
 class GuestSignal(Protocol):
     """The guest's word for one job: over a virtio channel (QEMU) or xenstore (Xen).
 
-    Every call may be made again after a crash. Whoever calls sets the time limit. All calls but `cancel`
-    raise GuestLost where the guest cannot speak any more.
+    Every call may be made again after a crash. Whoever calls sets the time limit. All calls but
+    `cancel` raise GuestLost where the guest cannot speak any more.
     """
 
     async def listen(self) -> None:
@@ -31,4 +31,4 @@ class GuestSignal(Protocol):
         """The lines of the guest's log that have come so far, oldest first, bounded."""
 
     async def close(self) -> None:
-        """Let go of whatever `listen` took hold of; the guest's keys, where there are any, go too."""
+        """Let go of whatever `listen` took hold of, and remove the keys it made."""

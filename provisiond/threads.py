@@ -1,7 +1,8 @@
 """Blocking calls in threads, never abandoned.
 
-A cancelled coroutine must not leave its blocking call running behind it: an attach that ends after the
-undo has looked would leave an orphan. So a call here is waited for even when its caller is cancelled.
+A cancelled coroutine must not leave its blocking call running behind it: an attach that ends after
+the undo has looked would leave an orphan. So a call here is waited for even when its caller is
+cancelled.
 """
 
 import asyncio

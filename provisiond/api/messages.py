@@ -1,8 +1,8 @@
 """The wire: every message that crosses the HTTP API, and every rule a request must pass.
 
-This module is the only place where the master's bytes become types; what has passed here is trusted by
-the rest. Each refusal is raised at the field that is wrong, so that the reply can name it. No message
-of a refusal repeats the value: it could be a secret put into the wrong field.
+This module is the only place where the master's bytes become types; what has passed here is trusted
+by the rest. Each refusal is raised at the field that is wrong, so that the reply can name it. No
+message of a refusal repeats the value: it could be a secret put into the wrong field.
 """
 
 import base64
@@ -403,7 +403,8 @@ class JobState(StrEnum):
 
 
 class FailureView(_Message):
-    """Why a job failed: a stable code, what happened, what to do, and the guest's step if it has one."""
+    """Why a job failed: a stable code, what happened, what to do, and the guest's step if it has
+    one."""
 
     code: str
     message: str
@@ -460,7 +461,7 @@ class JobList(_Message):
 
 
 class DomainView(_Message):
-    """A domain of the host. `domid` is None while it is off; `job_id` names the job at work on it."""
+    """A domain of the host. `domid` is None while it is off; `job_id` is the job at work on it."""
 
     name: str
     uuid: str

@@ -5,10 +5,10 @@
     <nonce> done                     everything was applied and read back
     <nonce> failed <step> <message>  a step failed and nothing after it was done
 
-A word has at most 2,048 bytes, the most that a xenstore value may have. The nonce is on the config ISO,
-so a word of an earlier job counts for nothing. All of it is written by a guest, so it is untrusted: what
-does not match is no word, and text is bounded and freed of control characters before anybody sees it.
-`guest-agent/provision-guest` mirrors this module.
+A word has at most 2,048 bytes, the most that a xenstore value may have. The nonce is on the config
+ISO, so a word of an earlier job counts for nothing. All of it is written by a guest, so it is
+untrusted: what does not match is no word, and text is bounded and freed of control characters
+before anybody sees it. `guest-agent/provision-guest` mirrors this module.
 """
 
 import re
@@ -54,7 +54,7 @@ Word = Hello | LogLine | Done | Failed
 
 
 def parse_word(untrusted_line: bytes, *, nonce: str) -> Word | None:
-    """The word in one line (with or without its newline), or None where it is none of this job's."""
+    """The word in one line (newline or not), or None where it is none of this job's."""
     if len(untrusted_line) > MAX_WORD:
         return None
     line = untrusted_line.decode("utf-8", errors="replace").strip()

@@ -1,7 +1,8 @@
 """What stands on the config ISO: a request's configuration as the files that a guest reads.
 
-`provision.conf` is for our own script: whitelisted `KEY=value` lines that POSIX sh reads without eval. The
-three NoCloud files say the same to a tool that knows NoCloud; they are JSON, which is YAML. Pure.
+`provision.conf` is for our own script: whitelisted `KEY=value` lines that POSIX sh reads without
+eval. The three NoCloud files say the same to a tool that knows NoCloud; they are JSON, which is
+YAML. Pure.
 """
 
 import json
@@ -36,11 +37,14 @@ class Identity:
     generation: int
 
 
-def build_tree(config: GuestConfig, identity: Identity, *, first_mac: str | None) -> dict[str, bytes]:
+def build_tree(
+    config: GuestConfig, identity: Identity, *, first_mac: str | None
+) -> dict[str, bytes]:
     """The files on the ISO, name to content; the same arguments give the same bytes.
 
-    `first_mac` is the MAC of the domain's first interface: an interface that the request names neither by
-    MAC nor by name is that one. The clear password must have been replaced by its hash before.
+    `first_mac` is the MAC of the domain's first interface: an interface that the request names
+    neither by MAC nor by name is that one. The clear password must have been replaced by its hash
+    before.
     """
     if config.password is not None:
         raise ValueError("a clear password must never reach the ISO")
@@ -61,9 +65,7 @@ def _with_selector(nic: Interface, first_mac: str | None) -> Interface:
 
 
 # ---------------------------------------------------------------- for provision-guest
-def _provision_conf(
-    config: GuestConfig, identity: Identity, interfaces: list[Interface]
-) -> bytes:
+def _provision_conf(config: GuestConfig, identity: Identity, interfaces: list[Interface]) -> bytes:
     short, _, suffix = config.hostname.partition(".")
     pairs: list[tuple[str, object]] = [
         ("FORMAT", 1),

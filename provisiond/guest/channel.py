@@ -1,0 +1,117 @@
+"""The guest's word over a virtio channel: what a QEMU guest has in place of xenstore.
+
+QEMU listens on a Unix socket; the guest's end is /dev/virtio-ports/org.provisiond.0. A guest's
+write blocks while nobody is connected here, and the script says its last word again until the ISO
+is gone, so no word is lost when provisiond is killed between hearing it and storing it.
+
+The compare-and-set of a cancel: this is the only reader, so the order in which words are read is
+the order that counts. `cancel` reads what the guest has said up to then and never reads again.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from provisiond.errors import GuestLost
+from provisiond.guest.verdict import (
+    MAX_WORD,
+    Done,
+    Failed,
+    Hello,
+    LogLine,
+    Verdict,
+    parse_word,
+)
+
+_MAX_LOG_LINES = 200
+# How long a cancel listens for a word that the guest said before it: a round trip takes 0.2 ms.
+_LAST_WORD_SECONDS = 0.5
+
+
+class ChannelSignal:
+    """A GuestSignal over the Unix socket that `find_socket` names (asked anew at every connect)."""
+
+    def __init__(self, *, nonce: str, find_socket: Callable[[], Awaitable[Path]]) -> None:
+        self._nonce = nonce
+        self._find_socket = find_socket
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._log: deque[str] = deque(maxlen=_MAX_LOG_LINES)
+        self._hello: str | None = None
+        self._verdict: Verdict | None = None
+        self._closed = False
+
+    async def listen(self) -> None:
+        """Connect; from now on every word the guest says is kept until it is read."""
+        if self._reader is not None or self._closed:
+            return
+        path = await self._find_socket()
+        try:
+            self._reader, self._writer = await asyncio.open_unix_connection(
+                path, limit=2 * MAX_WORD
+            )
+        except OSError as error:
+            raise GuestLost(f"cannot connect to the guest's channel: {error.strerror}") from error
+
+    async def ready(self) -> str:
+        """Wait for the script's hello."""
+        while self._hello is None and self._verdict is None:
+            await self._hear()
+        return f"guest script {self._hello} said hello" if self._hello else "guest has answered"
+
+    async def verdict(self) -> Verdict:
+        """Wait for `done` or `failed` with this job's nonce."""
+        while self._verdict is None:
+            await self._hear()
+        return self._verdict
+
+    async def cancel(self) -> Verdict | None:
+        """Read what was said before now, then close: the guest cannot be heard any more."""
+        try:
+            async with asyncio.timeout(_LAST_WORD_SECONDS):
+                return await self.verdict()
+        except (TimeoutError, GuestLost):
+            return None
+        finally:
+            await self.close()
+
+    def log(self) -> tuple[str, ...]:
+        """The last 200 lines of the guest's log that it sent."""
+        return tuple(self._log)
+
+    async def close(self) -> None:
+        """Let go of the socket; the guest's writes block from now on."""
+        self._closed = True
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = self._reader = None
+
+    async def _hear(self) -> None:
+        """Take one line from the guest. Whatever is no word of this job is passed over."""
+        await self.listen()
+        if self._reader is None:
+            raise GuestLost("the guest's channel is closed")
+        try:
+            untrusted_line = await self._reader.readuntil(b"\n")
+        except asyncio.LimitOverrunError as error:  # longer than any word: drop what has come
+            await self._reader.readexactly(error.consumed)
+            return
+        except (asyncio.IncompleteReadError, OSError) as error:
+            await self._let_go()
+            raise GuestLost("the guest's channel has closed: the domain was stopped") from error
+        self._keep(untrusted_line)
+
+    def _keep(self, untrusted_line: bytes) -> None:
+        match parse_word(untrusted_line, nonce=self._nonce):
+            case Hello(version):
+                self._hello = version
+            case LogLine(text):
+                self._log.append(text)
+            case Done() | Failed() as verdict:
+                self._verdict = self._verdict or verdict
+
+    async def _let_go(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = self._reader = None

@@ -1,0 +1,117 @@
+"""The operator's settings: a TOML file, and `PROVISIOND_…` in the environment, which wins.
+
+Every setting has a default that is right on a dom0 or a QEMU host; README.md lists them all.
+"""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from provisiond.errors import SettingsError
+
+DEFAULT_CONFIG = Path("/etc/provisiond/provisiond.toml")
+DEFAULT_SOCKET = Path("/run/provisiond/provisiond.sock")
+
+# sockaddr_un.sun_path has 108 bytes, the final NUL among them (unix(7)).
+_MAX_SOCKET_PATH = 107
+
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+def _short_enough(path: Path) -> Path:
+    if len(str(path).encode()) > _MAX_SOCKET_PATH:
+        raise ValueError(f"must have at most {_MAX_SOCKET_PATH} bytes, the most a socket may have")
+    return _absolute(path)
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+SocketPath = Annotated[Path, AfterValidator(_short_enough)]
+
+
+class Settings(BaseSettings):
+    """All settings. Times are in seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PROVISIOND_", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+    _toml_file: ClassVar[Path | None] = None
+
+    libvirt_uri: Annotated[str, Field(min_length=1)] = "auto"
+    """`auto`: xen:///system in a Xen dom0, else qemu:///system."""
+    state_dir: AbsolutePath = Path("/var/lib/provisiond")
+    """Holds the state file (SQLite); never a secret."""
+    runtime_dir: AbsolutePath = Path("/run/provisiond")
+    """Holds the config ISOs while they exist; must be on tmpfs."""
+    allow_iso_on_disk: bool = False
+    """Lets runtime_dir be on something else than tmpfs: secrets may then reach a disk."""
+    socket: SocketPath = DEFAULT_SOCKET
+    """The HTTP API's Unix socket, mode 0660."""
+    socket_group: str | None = None
+    """The group that may use the socket; None leaves the daemon's own."""
+    max_jobs: Annotated[int, Field(ge=1, le=10000)] = 100
+    """Jobs at work at once."""
+    max_jobs_waiting: Annotated[int, Field(ge=0, le=100000)] = 1000
+    """Jobs accepted and waiting for their turn; a further one is refused (too_many_jobs)."""
+    deadline_seconds: Seconds = 600
+    """From acceptance to the guest's verdict, where the request does not say."""
+    ready_seconds: Seconds = 60
+    """How long a guest may take to show that it is ready; the ISO is then attached all the same."""
+    attach_seconds: Seconds = 60
+    """For the attach of the ISO, retries included."""
+    detach_seconds: Seconds = 60
+    """For one try of the detach; it is tried again until the disk is gone."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged, to the journal under systemd and to stderr elsewhere."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, then the TOML file; nothing else."""
+        del init_settings, dotenv_settings, file_secret_settings
+        return (env_settings, TomlConfigSettingsSource(settings_cls, cls._toml_file))
+
+
+def read_settings(config: Path | None) -> Settings:
+    """The settings from `config` (the default file, where it exists, if None) and the environment.
+
+    Raises SettingsError, which names every setting that is wrong.
+    """
+    if config is None:
+        config = DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None
+    elif not config.is_file():
+        raise SettingsError(f"{config} is no file", hint="Name an existing TOML file to --config.")
+
+    class FromFile(Settings):
+        _toml_file = config
+
+    try:
+        return FromFile()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors(include_url=False, include_context=False, include_input=False)
+        )
+        raise SettingsError(f"wrong setting: {wrong}") from None
+    except ValueError as error:  # tomllib.TOMLDecodeError
+        raise SettingsError(f"{config} is no TOML file: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"cannot read {config}: {error.strerror}") from None

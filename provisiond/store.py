@@ -1,0 +1,291 @@
+"""The store: jobs and their history in one SQLite file, the truth after any crash.
+
+A fact is stored (and synced to the disk) before the next step starts. One thread owns the
+connection, so calls are serialised; every call is one transaction. sqlite3 has one importer: this
+module.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from provisiond.api.messages import JobState
+from provisiond.errors import DomainBusy, RequestConflict, StateUnusable, StateUnwritable
+from provisiond.job import Event, Job
+from provisiond.threads import Threads
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+# Written into the file's header, so that a file of something else is never taken for ours.
+_APPLICATION_ID = 0x70726F76  # "prov"
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY,
+    request_id TEXT NOT NULL UNIQUE,
+    domain_uuid TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    ended INTEGER NOT NULL,
+    cancel_requested INTEGER NOT NULL DEFAULT 0,
+    job TEXT NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX one_unfinished_job_a_domain ON jobs (domain_uuid) WHERE NOT ended;
+CREATE INDEX newest_first ON jobs (created_at DESC);
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL REFERENCES jobs (id),
+    domain TEXT NOT NULL,
+    at REAL NOT NULL,
+    state TEXT NOT NULL,
+    detail TEXT NOT NULL
+) STRICT;
+CREATE INDEX history ON events (job_id, seq);
+"""
+
+_JOB = TypeAdapter(Job)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What one save adds to a job's history."""
+
+    state: JobState
+    detail: str
+
+
+class Store:
+    """Jobs and events in `file`. Open it once; `changed` wakes whoever waits for new events."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._threads = Threads(size=1, name="store")
+        self._connection: sqlite3.Connection | None = None
+        self.changed = asyncio.Condition()
+        self.last_seq = 0
+
+    # ------------------------------------------------------------ opening
+    async def open(self) -> None:
+        """Open the file, make it where it is absent.
+
+        Raises StateUnusable (corrupt, foreign, newer: the file is left as it is) or
+        StateUnwritable.
+        """
+        self.last_seq = await self._call(self._open)
+
+    async def close(self) -> None:
+        """Close the file after the last call."""
+        if self._connection is not None:
+            await self._threads.call(self._connection.close)
+        self._threads.close()
+
+    def _open(self) -> int:
+        try:
+            self._file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            with self._file.open("ab"):
+                pass
+            self._file.chmod(0o600)
+        except OSError as error:
+            raise StateUnwritable(f"cannot write {self._file}: {error.strerror}") from error
+        connection = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False)
+        try:
+            _check_or_make_schema(connection, self._file)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        return int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
+
+    # ------------------------------------------------------------ writing
+    async def insert(self, job: Job, detail: str) -> None:
+        """Store a new job.
+
+        Raises RequestConflict where its request_id is taken, DomainBusy where its domain has an
+        unfinished job.
+        """
+        await self._write(self._insert, job, detail)
+
+    async def save(self, job: Job, facts: Sequence[Fact]) -> None:
+        """Store a job as it is now and what has been added to its history, in one transaction."""
+        await self._write(self._save, job, facts)
+
+    async def request_cancel(self, job_id: str) -> None:
+        """Store that somebody wants this job cancelled; true once this has returned."""
+        await self._write(self._request_cancel, job_id)
+
+    def _insert(self, connection: sqlite3.Connection, job: Job, detail: str) -> int:
+        try:
+            connection.execute(
+                "INSERT INTO jobs (id, request_id, domain_uuid, generation, created_at, ended, job)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    job.id,
+                    job.request_id,
+                    job.domain_uuid,
+                    job.generation,
+                    job.created_at,
+                    int(job.state.ended),
+                    _JOB.dump_json(job).decode(),
+                ),
+            )
+        except sqlite3.IntegrityError as error:
+            if "jobs.request_id" in str(error):
+                raise RequestConflict(f"request_id {job.request_id} is taken") from error
+            raise DomainBusy(f"{job.domain}: another job is at work on it") from error
+        return _add_events(connection, job, [Fact(job.state, detail)])
+
+    def _save(self, connection: sqlite3.Connection, job: Job, facts: Sequence[Fact]) -> int:
+        connection.execute(
+            "UPDATE jobs SET job = ?, ended = ? WHERE id = ?",
+            (_JOB.dump_json(job).decode(), int(job.state.ended), job.id),
+        )
+        return _add_events(connection, job, facts)
+
+    def _request_cancel(self, connection: sqlite3.Connection, job_id: str) -> int:
+        connection.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", (job_id,))
+        return self.last_seq
+
+    # ------------------------------------------------------------ reading
+    async def find(self, job_id: str) -> Job | None:
+        """The job with this id."""
+        return _first(await self._jobs("WHERE id = ?", job_id))
+
+    async def find_by_prefix(self, prefix: str) -> list[Job]:
+        """The jobs whose id starts with `prefix` (hex digits); two at most: it is unique or it is
+        not."""
+        return await self._jobs("WHERE id GLOB ? LIMIT 2", f"{prefix}*")
+
+    async def find_request(self, request_id: str) -> Job | None:
+        """The job of this request_id."""
+        return _first(await self._jobs("WHERE request_id = ?", request_id))
+
+    async def unfinished(self) -> list[Job]:
+        """All jobs that have not ended, oldest first."""
+        return await self._jobs("WHERE NOT ended ORDER BY created_at")
+
+    async def unfinished_of(self, domain_uuid: str) -> Job | None:
+        """The one job at work on this domain."""
+        return _first(await self._jobs("WHERE domain_uuid = ? AND NOT ended", domain_uuid))
+
+    async def newest(self, limit: int) -> list[Job]:
+        """The newest jobs, newest first."""
+        return await self._jobs("ORDER BY created_at DESC, rowid DESC LIMIT ?", limit)
+
+    async def last_generation(self, domain_uuid: str) -> int:
+        """The highest generation that a job of this domain had; 0 where there was none."""
+        return await self._call(self._last_generation, domain_uuid)
+
+    async def events_after(
+        self, seq: int, *, job_id: str | None = None, limit: int = 1000
+    ) -> list[Event]:
+        """Events with a higher `seq`, of one job or of all, in their order."""
+        return await self._call(self._events_after, seq, job_id, limit)
+
+    async def _jobs(self, where: str, *values: str | int) -> list[Job]:
+        return await self._call(self._read_jobs, where, values)
+
+    def _read_jobs(self, where: str, values: Sequence[str | int]) -> list[Job]:
+        query = f"SELECT job, cancel_requested FROM jobs {where}"  # noqa: S608 - constants of ours
+        rows = self._open_connection().execute(query, values).fetchall()
+        return [self._parse_job(row[0], cancel_requested=bool(row[1])) for row in rows]
+
+    def _parse_job(self, text: str, *, cancel_requested: bool) -> Job:
+        try:
+            return replace(_JOB.validate_json(text), cancel_requested=cancel_requested)
+        except ValidationError as error:
+            raise StateUnusable(f"{self._file} holds a job that cannot be read") from error
+
+    def _last_generation(self, domain_uuid: str) -> int:
+        query = "SELECT coalesce(max(generation), 0) FROM jobs WHERE domain_uuid = ?"
+        return int(self._open_connection().execute(query, (domain_uuid,)).fetchone()[0])
+
+    def _events_after(self, seq: int, job_id: str | None, limit: int) -> list[Event]:
+        rows = self._open_connection().execute(
+            "SELECT seq, job_id, domain, at, state, detail FROM events"
+            " WHERE seq > ? AND (? IS NULL OR job_id = ?) ORDER BY seq LIMIT ?",
+            (seq, job_id, job_id, limit),
+        )
+        return [Event(r[0], r[1], r[2], r[3], JobState(r[4]), r[5]) for r in rows.fetchall()]
+
+    # ------------------------------------------------------------ the one thread
+    async def _write(self, function: Callable[..., int], *args: object) -> None:
+        seq = await self._call(self._transaction, function, args)
+        async with self.changed:
+            self.last_seq = max(self.last_seq, seq)
+            self.changed.notify_all()
+
+    def _transaction(self, function: Callable[..., int], args: Sequence[object]) -> int:
+        connection = self._open_connection()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            seq = function(connection, *args)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return seq
+
+    async def _call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return await self._threads.call(function, *args, **kwargs)
+        except sqlite3.OperationalError as error:
+            raise StateUnwritable(f"{self._file}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise StateUnusable(f"{self._file}: {error}") from error
+
+    def _open_connection(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise RuntimeError("the store is not open")
+        return self._connection
+
+
+def _first(jobs: list[Job]) -> Job | None:
+    return jobs[0] if jobs else None
+
+
+def _add_events(connection: sqlite3.Connection, job: Job, facts: Sequence[Fact]) -> int:
+    seq = 0
+    for fact in facts:
+        cursor = connection.execute(
+            "INSERT INTO events (job_id, domain, at, state, detail) VALUES (?, ?, ?, ?, ?)",
+            (job.id, job.domain, job.updated_at, fact.state.value, fact.detail),
+        )
+        seq = cursor.lastrowid or seq
+    return seq
+
+
+def _check_or_make_schema(connection: sqlite3.Connection, file: Path) -> None:
+    """Take an empty file or one of ours; refuse everything else without a write to it."""
+    if file.stat().st_size == 0:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(
+            f"BEGIN; PRAGMA application_id = {_APPLICATION_ID};"
+            f"PRAGMA user_version = {_SCHEMA_VERSION}; {_SCHEMA} COMMIT;"
+        )
+    else:
+        _check_file(connection, file)
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _check_file(connection: sqlite3.Connection, file: Path) -> None:
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application != _APPLICATION_ID:
+        raise StateUnusable(f"{file} is no state file of provisiond")
+    if version != _SCHEMA_VERSION:
+        raise StateUnusable(
+            f"{file} has schema version {version}, this provisiond knows {_SCHEMA_VERSION}",
+            hint="Run the provisiond that wrote it, or move it away to start empty.",
+        )
+    verdict = connection.execute("PRAGMA quick_check").fetchone()[0]
+    if verdict != "ok":
+        raise StateUnusable(f"{file} is corrupt: {verdict}")

@@ -1,0 +1,347 @@
+"""The hypervisor over libvirt: find domains, attach and detach the config ISO, always live only.
+
+libvirt-python blocks, so every call runs in a thread; its events come from one daemon thread and
+enter the event loop by `call_soon_threadsafe`. libvirt has one importer: this module.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import libvirt
+
+from provisiond.errors import (
+    DiskStillAttached,
+    DomainNotFound,
+    DomainNotRunning,
+    HypervisorFailed,
+    HypervisorUnavailable,
+    NoFreeTarget,
+)
+from provisiond.threads import Threads
+from provisiond.virt.xml import (
+    DomainXml,
+    build_scsi_cdrom,
+    build_scsi_controller,
+    build_xen_disk,
+    free_targets,
+    free_unit,
+    parse_domain,
+)
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+log = logging.getLogger(__name__)
+
+_STATES = {
+    libvirt.VIR_DOMAIN_NOSTATE: "no state",
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "blocked",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
+    libvirt.VIR_DOMAIN_SHUTOFF: "off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
+}
+
+# What an attach fails with when another disk has taken the target or the address in the meantime.
+_COLLISIONS = (
+    libvirt.VIR_ERR_XML_ERROR,
+    libvirt.VIR_ERR_OPERATION_FAILED,
+    libvirt.VIR_ERR_INTERNAL_ERROR,
+    libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
+)
+_CONNECTION_LOST = (
+    libvirt.VIR_ERR_NO_CONNECT,
+    libvirt.VIR_ERR_INVALID_CONN,
+    libvirt.VIR_ERR_SYSTEM_ERROR,
+    libvirt.VIR_ERR_RPC,
+)
+# An event only wakes the wait for a detach early; the live XML is what counts.
+_DETACH_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain as libvirt lists it; `domid` is None while it is off."""
+
+    name: str
+    uuid: str
+    state: str
+    domid: int | None
+
+
+class Hypervisor:
+    """One libvirt connection, reopened by itself after libvirtd's loss."""
+
+    def __init__(self, uri: str, *, threads: int) -> None:
+        self.uri = uri
+        self.connected = False
+        self._threads = Threads(size=threads, name="libvirt")
+        self._connection: Any = None
+        self._reconnecting = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        # Set, and replaced, at any device or lifecycle event: a hint to read again, never a fact.
+        self._hint = asyncio.Event()
+
+    # ------------------------------------------------------------ connection
+    async def connect(self) -> None:
+        """Open the connection now; raises HypervisorUnavailable."""
+        await self._open_connection()
+
+    async def close(self) -> None:
+        """Close the connection; domains go on running."""
+        self.connected = False
+        if self._connection is not None:
+            await self._threads.call(self._connection.close)
+            self._connection = None
+        self._threads.close()
+
+    async def _open_connection(self) -> Any:
+        async with self._reconnecting:
+            if self._connection is None or not self.connected:
+                self._connection = await self._threads.call(self._open)
+                self.connected = True
+                log.info("connected to %s", self.uri)
+            return self._connection
+
+    def _open(self) -> Any:
+        _start_event_thread()
+        try:
+            connection = libvirt.open(self.uri)
+            connection.registerCloseCallback(self._closed, None)
+            for event in (
+                libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+                libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+            ):
+                connection.domainEventRegisterAny(None, event, self._event, None)
+        except libvirt.libvirtError as error:
+            raise HypervisorUnavailable(f"cannot open {self.uri}: {error}") from error
+        return connection
+
+    def _closed(self, _connection: Any, reason: int, _opaque: Any) -> None:
+        self.connected = False
+        log.warning("the connection to %s was lost (reason %d)", self.uri, reason)
+
+    def _event(self, *_details: Any) -> None:
+        self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._hint.set()
+        self._hint = asyncio.Event()
+
+    async def _call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Run a function of this module that calls libvirt; translate what libvirt raises."""
+        try:
+            return await self._threads.call(function, *args, **kwargs)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in _CONNECTION_LOST and not await self._is_alive():
+                self.connected = False
+                raise HypervisorUnavailable(f"{self.uri}: {error}") from error
+            raise HypervisorFailed(str(error)) from error
+
+    async def _is_alive(self) -> bool:
+        try:
+            return bool(await self._threads.call(self._connection.isAlive))
+        except libvirt.libvirtError:
+            return False
+
+    # ------------------------------------------------------------ reading
+    async def domains(self) -> list[Domain]:
+        """All domains of the host, by name."""
+        connection = await self._open_connection()
+        found = await self._call(lambda: [_describe(d) for d in connection.listAllDomains()])
+        return sorted((domain for domain in found if domain), key=lambda domain: domain.name)
+
+    async def find(self, name_or_uuid: str) -> Domain:
+        """The domain with this name or UUID; raises DomainNotFound."""
+        connection = await self._open_connection()
+        domain = _describe(await self._call(_look_up, connection, name_or_uuid))
+        if domain is None:
+            raise DomainNotFound(f"{name_or_uuid}: no domain has this name or UUID")
+        return domain
+
+    async def live_xml(self, uuid: str) -> DomainXml:
+        """The live XML of a running domain; raises DomainNotFound or DomainNotRunning."""
+        connection = await self._open_connection()
+        return await self._call(_read_live_of, connection, uuid)
+
+    async def has_disk(self, uuid: str, source: Path) -> bool:
+        """Whether `source` is attached; a domain that is off or gone has no disk attached."""
+        try:
+            return (await self.live_xml(uuid)).disk_of(source) is not None
+        except (DomainNotFound, DomainNotRunning):
+            return False
+
+    # ------------------------------------------------------------ attach, detach
+    async def attach(self, uuid: str, *, iso: Path, target: str | None) -> str:
+        """Attach `iso` read-only, at `target` or at the best that is free; return the real target.
+
+        Attached already: returns its target. Raises NoFreeTarget, HypervisorFailed.
+        """
+        connection = await self._open_connection()
+        return await self._call(_attach, connection, uuid, iso, target)
+
+    async def detach(self, uuid: str, *, iso: Path) -> None:
+        """Detach `iso` and wait until the live XML is free of it; returns at once where it is.
+
+        The caller's time limit ends the wait. Raises DiskStillAttached where libvirt refuses.
+        """
+        connection = await self._open_connection()
+        hint = self._hint
+        if not await self._call(_detach, connection, uuid, iso):
+            return
+        while await self.has_disk(uuid, iso):
+            try:
+                async with asyncio.timeout(_DETACH_POLL_SECONDS):
+                    await hint.wait()
+            except TimeoutError:
+                pass  # no event came: the live XML is read again all the same
+            hint = self._hint
+
+
+# ---------------------------------------------------------------- in a thread
+_event_thread_lock = threading.Lock()
+_event_thread: threading.Thread | None = None
+
+
+def _start_event_thread() -> None:
+    """Start libvirt's event loop, once a process and before the first open."""
+    global _event_thread  # noqa: PLW0603 - libvirt's event loop is global itself
+    with _event_thread_lock:
+        if _event_thread is None:
+            # Errors are raised; libvirt would print them to stderr as well.
+            libvirt.registerErrorHandler(lambda _opaque, _error: None, None)
+            libvirt.virEventRegisterDefaultImpl()
+            _event_thread = threading.Thread(target=_run_events, name="libvirt-events", daemon=True)
+            _event_thread.start()
+
+
+def _run_events() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+def _look_up(connection: Any, name_or_uuid: str) -> Any:
+    for look_up in (connection.lookupByUUIDString, connection.lookupByName):
+        try:
+            return look_up(name_or_uuid)
+        except libvirt.libvirtError as error:
+            # INVALID_ARG: not the form of a UUID.
+            if error.get_error_code() not in (
+                libvirt.VIR_ERR_NO_DOMAIN,
+                libvirt.VIR_ERR_INVALID_ARG,
+            ):
+                raise
+    raise DomainNotFound(f"{name_or_uuid}: no domain has this name or UUID")
+
+
+def _describe(domain: Any) -> Domain | None:
+    """What libvirt says of a domain; None where it vanished in between."""
+    try:
+        state = domain.state()[0]
+        domid = domain.ID()
+        return Domain(
+            name=domain.name(),
+            uuid=domain.UUIDString(),
+            state=_STATES.get(state, "unknown"),
+            domid=None if domid < 0 else domid,
+        )
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def _read_live(domain: Any) -> DomainXml:
+    if not domain.isActive():
+        raise DomainNotRunning(f"{domain.name()}: the domain is off")
+    return parse_domain(domain.XMLDesc(0))
+
+
+def _read_live_of(connection: Any, uuid: str) -> DomainXml:
+    return _read_live(_look_up(connection, uuid))
+
+
+def _attach(connection: Any, uuid: str, iso: Path, wanted: str | None) -> str:
+    domain = _look_up(connection, uuid)
+    live = _read_live(domain)
+    if (disk := live.disk_of(iso)) is not None:
+        return disk.target
+    inactive = parse_domain(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    free = free_targets(live, inactive)
+    for target in free if wanted is None else [t for t in free if t == wanted]:
+        try:
+            _attach_at(domain, iso, target)
+        except libvirt.libvirtError as error:
+            now = _read_live(domain)
+            if error.get_error_code() not in _COLLISIONS or not _is_taken(now, target):
+                raise
+        else:
+            return _assigned_target(domain, iso)
+    what = "every target it may take" if wanted is None else f"the target {wanted}"
+    raise NoFreeTarget(f"{live.name}: {what} is taken by another disk, or is no hot-plug target")
+
+
+def _attach_at(domain: Any, iso: Path, target: str) -> None:
+    live = _read_live(domain)
+    if live.is_xen:
+        xml = build_xen_disk(iso, target)
+    else:
+        controller = live.virtio_scsi
+        if controller is None:
+            controller = live.next_scsi_index
+            domain.attachDeviceFlags(
+                build_scsi_controller(controller), libvirt.VIR_DOMAIN_AFFECT_LIVE
+            )
+        unit = free_unit(live, controller)
+        xml = build_scsi_cdrom(iso, target, controller=controller, unit=unit)
+    domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def _is_taken(live: DomainXml, target: str) -> bool:
+    return any(disk.target == target for disk in live.disks)
+
+
+def _assigned_target(domain: Any, iso: Path) -> str:
+    live = _read_live(domain)
+    disk = live.disk_of(iso)
+    if disk is None:
+        raise HypervisorFailed(f"{live.name}: the attach returned, but the disk is not there")
+    return disk.target
+
+
+def _detach(connection: Any, uuid: str, iso: Path) -> bool:
+    """Ask for the detach; False where the disk is absent already.
+
+    libvirt matches on the target alone, so the source is looked at first.
+    """
+    try:
+        domain = _look_up(connection, uuid)
+        live = _read_live(domain)
+    except (DomainNotFound, DomainNotRunning):
+        return False
+    disk = live.disk_of(iso)
+    if disk is None:
+        return False
+    if live.is_xen:
+        xml = build_xen_disk(iso, disk.target)
+    else:
+        xml = build_scsi_cdrom(
+            iso, disk.target, controller=disk.controller or 0, unit=disk.unit or 0
+        )
+    try:
+        domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    except libvirt.libvirtError as error:
+        if not connection.isAlive():
+            raise
+        if domain.isActive() and _read_live(domain).disk_of(iso) is not None:
+            raise DiskStillAttached(f"{live.name}: {disk.target} is still attached: {error}") from (
+                error
+            )
+    return True

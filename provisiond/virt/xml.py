@@ -1,0 +1,173 @@
+"""Domain and disk XML: read what matters of a live domain, build what we attach. Pure.
+
+The XML read here was written by libvirt. What is built here never goes into a persistent config.
+"""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# libxl: above p the numbering is extended, a to d can overlap an HVM domain's emulated IDE disks.
+XEN_TARGETS = tuple(f"xvd{letter}" for letter in "ponmlkjihgfe")
+SCSI_TARGETS = tuple(f"sd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A `<disk>`: its target, its source file (None for anything else) and its drive address."""
+
+    target: str
+    source: Path | None
+    controller: int | None
+    unit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScsiController:
+    """A `<controller type='scsi'>`."""
+
+    index: int
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DomainXml:
+    """What provisiond reads of a domain's XML."""
+
+    name: str
+    uuid: str
+    kind: str
+    disks: tuple[Disk, ...]
+    scsi_controllers: tuple[ScsiController, ...]
+    macs: tuple[str, ...]
+    channels: tuple[tuple[str, Path], ...]
+
+    @property
+    def is_xen(self) -> bool:
+        """Whether libxl runs this domain; QEMU otherwise."""
+        return self.kind == "xen"
+
+    def disk_of(self, source: Path) -> Disk | None:
+        """The disk whose source is this file."""
+        return next((disk for disk in self.disks if disk.source == source), None)
+
+    def channel(self, name: str) -> Path | None:
+        """The Unix socket of the virtio channel with this target name."""
+        return next((path for target, path in self.channels if target == name), None)
+
+    @property
+    def virtio_scsi(self) -> int | None:
+        """The index of the first virtio-scsi controller."""
+        models = ("virtio-scsi", "virtio-transitional", "virtio-non-transitional")
+        return next((c.index for c in self.scsi_controllers if c.model in models), None)
+
+    @property
+    def next_scsi_index(self) -> int:
+        """The index that a further SCSI controller would have."""
+        return max((c.index for c in self.scsi_controllers), default=-1) + 1
+
+
+def parse_domain(xml: str) -> DomainXml:
+    """Read a `<domain>`; raises ValueError where it is none."""
+    try:
+        root = ET.fromstring(xml)
+    except ET.ParseError as error:
+        raise ValueError(f"no XML: {error}") from error
+    if root.tag != "domain":
+        raise ValueError(f"<{root.tag}> where a <domain> was expected")
+    return DomainXml(
+        name=root.findtext("name", ""),
+        uuid=root.findtext("uuid", ""),
+        kind=root.get("type", ""),
+        disks=tuple(map(_parse_disk, root.iterfind("devices/disk"))),
+        scsi_controllers=tuple(
+            ScsiController(int(element.get("index", "0")), element.get("model"))
+            for element in root.iterfind("devices/controller[@type='scsi']")
+        ),
+        macs=tuple(
+            element.get("address", "").lower()
+            for element in root.iterfind("devices/interface/mac[@address]")
+        ),
+        channels=tuple(_channels(root)),
+    )
+
+
+def _parse_disk(element: ET.Element) -> Disk:
+    file = _attribute(element, "source", "file")
+    controller = _attribute(element, "address[@type='drive']", "controller")
+    unit = _attribute(element, "address[@type='drive']", "unit")
+    return Disk(
+        target=_attribute(element, "target", "dev") or "",
+        source=Path(file) if file else None,
+        controller=int(controller) if controller else None,
+        unit=int(unit) if unit else None,
+    )
+
+
+def _channels(root: ET.Element) -> Iterator[tuple[str, Path]]:
+    for element in root.iterfind("devices/channel[@type='unix']"):
+        name = _attribute(element, "target[@type='virtio']", "name")
+        path = _attribute(element, "source", "path")
+        if name and path:
+            yield name, Path(path)
+
+
+def _attribute(element: ET.Element, path: str, name: str) -> str | None:
+    child = element.find(path)
+    return None if child is None else child.get(name)
+
+
+# ---------------------------------------------------------------- targets
+def free_targets(*views: DomainXml) -> list[str]:
+    """The targets the config ISO may take, best first: free in every view (live, inactive)."""
+    taken = {disk.target for view in views for disk in view.disks}
+    wanted = XEN_TARGETS if views[0].is_xen else SCSI_TARGETS
+    return [target for target in wanted if target not in taken]
+
+
+def free_unit(domain: DomainXml, controller: int) -> int:
+    """The lowest free unit of a SCSI controller."""
+    taken = {disk.unit for disk in domain.disks if disk.controller == controller}
+    return next(unit for unit in range(len(taken) + 1) if unit not in taken)
+
+
+# ---------------------------------------------------------------- what is attached
+def build_xen_disk(iso: Path, target: str) -> str:
+    """A read-only PV disk from a file: hot-pluggable in libxl, through the block scripts.
+
+    A `cdrom` cannot be hot-plugged there, and `driver name='qemu'` reports success where the guest
+    never sees the disk.
+    """
+    disk = ET.Element("disk", type="file", device="disk")
+    ET.SubElement(disk, "driver", name="phy", type="raw")
+    return _finish_disk(disk, iso, target, "xen")
+
+
+def build_scsi_cdrom(iso: Path, target: str, *, controller: int, unit: int) -> str:
+    """A SCSI CD-ROM: the one kind that QEMU removes at once whatever the guest does."""
+    disk = ET.Element("disk", type="file", device="cdrom")
+    ET.SubElement(disk, "driver", name="qemu", type="raw")
+    ET.SubElement(
+        disk,
+        "address",
+        type="drive",
+        controller=str(controller),
+        bus="0",
+        target="0",
+        unit=str(unit),
+    )
+    return _finish_disk(disk, iso, target, "scsi")
+
+
+def _finish_disk(disk: ET.Element, iso: Path, target: str, bus: str) -> str:
+    ET.SubElement(disk, "source", file=str(iso))
+    ET.SubElement(disk, "target", dev=target, bus=bus)
+    ET.SubElement(disk, "readonly")
+    return ET.tostring(disk, encoding="unicode")
+
+
+def build_scsi_controller(index: int) -> str:
+    """A virtio-scsi controller: libvirt's own default is one that guests have no driver for."""
+    controller = ET.Element("controller", type="scsi", index=str(index), model="virtio-scsi")
+    return ET.tostring(controller, encoding="unicode")
