@@ -50,7 +50,10 @@ async def probe_kvm(kernel: Path, *, within: float) -> KvmState:
         return KvmState(Kvm.ABSENT, f"{DEVICE} may not be opened by this user (group kvm may)")
     said = bytearray()
     try:
-        async with asyncio.timeout(within), output_of(_argv(kernel)) as stream:
+        async with (
+            asyncio.timeout(within),
+            output_of(boot_argv(kernel, accelerator="kvm")) as stream,
+        ):
             while not judge(bytes(said)) and (chunk := await stream.read(65536)):
                 said += chunk
     except TimeoutError:
@@ -68,17 +71,19 @@ def judge(said: bytes) -> KvmState | None:
 
 
 def _last(said: bytes | bytearray) -> str:
-    lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+    spoken = (line.strip() for line in said.decode(errors="replace").splitlines())
+    lines = [line for line in spoken if line and not line.startswith(f"{QEMU}: warning")]
     return f"; the last words were: {lines[-1][-TAIL:]}" if lines else "; it said nothing"
 
 
-def _argv(kernel: Path) -> list[str | Path]:
+def boot_argv(kernel: Path, *, accelerator: str) -> list[str | Path]:
+    """QEMU with this kernel, its console on stdout, and nothing else."""
     return [
         *(QEMU, "-no-user-config", "-nodefaults", "-display", "none"),
-        *("-accel", "kvm"),
+        *("-accel", accelerator),
         *("-m", "128"),
         *("-serial", "stdio"),
         "-no-reboot",
         *("-kernel", kernel),
-        *("-append", "console=ttyS0 panic=-1"),
+        *("-append", "console=ttyS0 no_timer_check panic=-1"),
     ]

@@ -5,8 +5,16 @@ import json
 from pathlib import Path
 
 from tests.lab.domain import Guest, console_log, kernel_words, shell_socket
-from tests.lab.embed import destroy_all, lab_folder, live_xml, start_guests, uri
-from tests.lab.initramfs import guest_files
+from tests.lab.embed import (
+    attach_cdrom,
+    destroy_all,
+    detach_cdrom,
+    lab_folder,
+    live_xml,
+    start_guests,
+    uri,
+)
+from tests.lab.initramfs import GuestFiles, guest_files
 
 
 def main() -> None:
@@ -16,6 +24,10 @@ def main() -> None:
         _start(wanted)
     elif wanted.action == "xml":
         print(live_xml(wanted.root, wanted.name))
+    elif wanted.action == "attach":
+        attach_cdrom(wanted.root, wanted.name, iso=wanted.iso, target=wanted.target)
+    elif wanted.action == "detach":
+        detach_cdrom(wanted.root, wanted.name, iso=wanted.iso, target=wanted.target)
     else:
         destroy_all(wanted.root)
 
@@ -34,7 +46,11 @@ def _start(wanted: argparse.Namespace) -> None:
         )
         for number in range(wanted.first, wanted.first + wanted.count)
     ]
-    start_guests(wanted.root, guests, files=guest_files())
+    if wanted.kernel and wanted.initramfs:
+        files = GuestFiles(kernel=wanted.kernel, initramfs=wanted.initramfs)
+    else:
+        files = guest_files()
+    start_guests(wanted.root, guests, files=files)
     folder = lab_folder(wanted.root)
     for guest in guests:
         facts = {
@@ -52,7 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
     parser.add_argument("root", type=Path, help="a short path, best on a tmpfs")
     actions = parser.add_subparsers(dest="action", required=True)
-    start = actions.add_parser("start", help="start guests; they outlive this program")
+    _add_start(actions.add_parser("start", help="start guests; they outlive this program"))
+    show = actions.add_parser("xml", help="print the live XML of a running guest")
+    show.add_argument("name")
+    for action in ("attach", "detach"):
+        disk = actions.add_parser(action, help=f"{action} a CD-ROM of a running guest")
+        disk.add_argument("name")
+        disk.add_argument("iso", type=Path)
+        disk.add_argument("--target", default="sdb")
+    actions.add_parser("destroy", help="end all guests and remove ROOT, also after a crash")
+    return parser
+
+
+def _add_start(start: argparse.ArgumentParser) -> None:
     start.add_argument("--count", type=int, default=1)
     start.add_argument("--first", type=int, default=1, help="the number of the first name")
     start.add_argument("--prefix", default="web", help="names are PREFIX1, PREFIX2, ...")
@@ -63,10 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--no-scsi", dest="scsi", action="store_false")
     start.add_argument("--no-channel", dest="channel", action="store_false")
     start.add_argument("--accelerator", choices=("qemu", "kvm"), default="qemu")
-    show = actions.add_parser("xml", help="print the live XML of a running guest")
-    show.add_argument("name")
-    actions.add_parser("destroy", help="end all guests and remove ROOT, also after a crash")
-    return parser
+    start.add_argument("--kernel", type=Path, help="with --initramfs: other files than the lab's")
+    start.add_argument("--initramfs", type=Path)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Console:
     async def run(self, command: str) -> Answer:
         """Runs `command` in a shell of its own, without input; it may be any text sh accepts."""
         marker = uuid.uuid4().hex
-        line = f"sh -c {shlex.quote(command)} </dev/null 2>&1; echo; echo {marker} $?\n"
+        line = f"sh -c {shlex.quote(command)} </dev/null 2>&1; printf '\\n{marker} %d\\n' $?\n"
         async with self._lock:
             await self._send(line)
             output = await self._reader.readuntil(f"\n{marker} ".encode())

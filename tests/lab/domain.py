@@ -41,12 +41,12 @@ def kernel_words(
     *, silent: bool = False, delay: int = 0, broken_step: str | None = None
 ) -> tuple[str, ...]:
     """What the guest's init (`guest-init` says what each word does) is told."""
-    words = ("lab.silent",) if silent else ()
-    if delay:
-        words += (f"lab.delay={delay}",)
-    if broken_step:
-        words += (f"lab.break={broken_step}",)
-    return words
+    words = {
+        "lab.silent": silent,
+        f"lab.delay={delay}": delay > 0,
+        f"lab.break={broken_step}": broken_step is not None,
+    }
+    return tuple(word for word, wanted in words.items() if wanted)
 
 
 def console_log(folder: Path, name: str) -> Path:
@@ -74,6 +74,16 @@ def domain_xml(guest: Guest, *, files: GuestFiles, folder: Path) -> str:
     _add_devices(domain, guest, folder)
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode")
+
+
+def cdrom_xml(iso: Path, *, target: str) -> str:
+    """A SCSI CD-ROM for a running guest, as a stranger would attach one."""
+    disk = ET.Element("disk", type="file", device="cdrom")
+    ET.SubElement(disk, "driver", name="qemu", type="raw")
+    ET.SubElement(disk, "source", file=str(iso))
+    ET.SubElement(disk, "target", dev=target, bus="scsi")
+    ET.SubElement(disk, "readonly")
+    return ET.tostring(disk, encoding="unicode")
 
 
 def _add_boot(domain: ET.Element, guest: Guest, files: GuestFiles) -> None:

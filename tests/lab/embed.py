@@ -1,7 +1,8 @@
 """libvirt's QEMU driver inside this process (`qemu:///embed`), under a root directory of its own.
 
 The guests outlive the process. One process at a time may have a root open: what starts guests here
-ends, and then another process opens the same root.
+ends, and then another process opens the same root. And libvirt lets one process open one root in
+all its life; so tests come here through another process (`program.Lab`).
 """
 
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import libvirt
 
-from tests.lab.domain import Guest, domain_xml
+from tests.lab.domain import Guest, cdrom_xml, domain_xml
 from tests.lab.initramfs import GuestFiles
 from tests.lab.packages import cache_directory
 
@@ -85,6 +86,20 @@ def live_xml(root: Path, name: str) -> str:
     with opened(root) as connection:
         xml: str = connection.lookupByName(name).XMLDesc()
         return xml
+
+
+def attach_cdrom(root: Path, name: str, *, iso: Path, target: str) -> None:
+    """Hot-attaches `iso` to the running guest."""
+    with opened(root) as connection:
+        xml = cdrom_xml(iso, target=target)
+        connection.lookupByName(name).attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def detach_cdrom(root: Path, name: str, *, iso: Path, target: str) -> None:
+    """Asks for the disk to go; libvirt looks at `target` alone."""
+    with opened(root) as connection:
+        xml = cdrom_xml(iso, target=target)
+        connection.lookupByName(name).detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def destroy_all(root: Path) -> None:

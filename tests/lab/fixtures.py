@@ -1,0 +1,39 @@
+"""pytest fixtures: a root directory, the guest's files, and a lab that cleans up after itself."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.embed import destroy_all, lab_folder, prepare_root
+from tests.lab.initramfs import GuestFiles, guest_files
+from tests.lab.program import Lab
+
+TMPFS = Path("/dev/shm")  # config ISOs must never reach a disk; and sockets need a short path
+LOG_TAIL = 3000
+
+
+@pytest.fixture(scope="session", name="guest_files")
+def _guest_files() -> GuestFiles:
+    """Kernel and initramfs of the tiny guest."""
+    return guest_files()
+
+
+@pytest.fixture
+def guest_root() -> Iterator[Path]:
+    """A prepared root for libvirt's embedded driver; at the end no guest and no file is left."""
+    root = Path(tempfile.mkdtemp(prefix="lab-", dir=TMPFS))
+    prepare_root(root)
+    try:
+        yield root
+    finally:
+        for log in sorted(lab_folder(root).glob("*.log")):  # pytest shows it when the test failed
+            print(f"--- {log.name}\n{log.read_text(errors='replace')[-LOG_TAIL:]}")
+        destroy_all(root)
+
+
+@pytest.fixture
+def lab(guest_root: Path, guest_files: GuestFiles) -> Lab:
+    """Starts guests of the test's own."""
+    return Lab(root=guest_root, files=guest_files)
