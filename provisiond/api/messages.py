@@ -367,6 +367,7 @@ class ProvisionRequest(_Message):
 
     `request_id` makes the call idempotent: the same id and body give the same job again.
     `generation` must grow for a domain that is provisioned again; left out, provisiond counts.
+    `target` is the disk target the config ISO shall take; left out, provisiond picks a free one.
     """
 
     request_id: Annotated[str, Field(pattern=_REQUEST_ID)]
@@ -374,6 +375,7 @@ class ProvisionRequest(_Message):
     config: GuestConfig
     deadline_seconds: Annotated[int, Field(ge=5, le=86400)] | None = None
     generation: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    target: Annotated[str, Field(pattern=r"^(sd|xvd)[a-z]$")] | None = None
 
     def public(self) -> dict[str, Any]:
         """The request as JSON types without its secrets: what may be stored and shown."""
@@ -433,7 +435,7 @@ class EventView(_Message):
 
 
 class JobView(_Message):
-    """A job as GET /v1/jobs/{id} shows it; never with a secret."""
+    """A job, never with a secret. `history` is there for one job, not in a list of jobs."""
 
     id: str
     request_id: str
@@ -451,7 +453,7 @@ class JobView(_Message):
     proof: ProofView | None
     guest_log: list[str]
     request: dict[str, Any]
-    history: list[EventView]
+    history: list[EventView] | None = None
 
 
 class JobList(_Message):
