@@ -11,7 +11,7 @@ from typing import ClassVar
 class ProvisionError(Exception):
     """The root of all errors that provisiond explains; `str()` of it is the message."""
 
-    code: ClassVar[str] = "internal_error"
+    code: ClassVar[str] = "provision_error"
     default_hint: ClassVar[str] = "Look into provisiond's log."
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -179,3 +179,31 @@ class ToolFailed(ProvisionError):
 
     code = "tool_failed"
     default_hint = "The message holds the tool's own words."
+
+
+class Cancelled(ProvisionError):
+    """Somebody cancelled the job before the guest was configured."""
+
+    code = "cancelled"
+    default_hint = "Ask again with a new request_id if it was a mistake."
+
+
+class DeadlinePassed(ProvisionError):
+    """A phase, or the whole job up to the guest's verdict, took longer than it may."""
+
+    code = "deadline_exceeded"
+    default_hint = "Look at the guest's console: does its script run, and see the disk?"
+
+
+class Interrupted(ProvisionError):
+    """provisiond or the host was stopped while the job's secret was in memory only."""
+
+    code = "interrupted"
+    default_hint = "Ask again with a new request_id."
+
+
+class Unforeseen(ProvisionError):
+    """A defect of provisiond itself; the log has the details."""
+
+    code = "internal_error"
+    default_hint = "Report it with provisiond's log."

@@ -7,7 +7,7 @@ module.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -61,14 +61,15 @@ class Fact:
 
 
 class Store:
-    """Jobs and events in `file`. Open it once; `changed` wakes whoever waits for new events."""
+    """Jobs and events in `file`. Open it once."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._threads = Threads(size=1, name="store")
         self._connection: sqlite3.Connection | None = None
-        self.changed = asyncio.Condition()
-        self.last_seq = 0
+        self._changed = asyncio.Condition()
+        self._last_seq = 0
+        self._following = True
 
     # ------------------------------------------------------------ opening
     async def open(self) -> None:
@@ -77,7 +78,7 @@ class Store:
         Raises StateUnusable (corrupt, foreign, newer: the file is left as it is) or
         StateUnwritable.
         """
-        self.last_seq = await self._call(self._open)
+        self._last_seq = await self._call(self._open)
 
     async def close(self) -> None:
         """Close the file after the last call."""
@@ -149,7 +150,7 @@ class Store:
 
     def _request_cancel(self, connection: sqlite3.Connection, job_id: str) -> int:
         connection.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", (job_id,))
-        return self.last_seq
+        return self._last_seq
 
     # ------------------------------------------------------------ reading
     async def find(self, job_id: str) -> Job | None:
@@ -187,6 +188,32 @@ class Store:
         """Events with a higher `seq`, of one job or of all, in their order."""
         return await self._call(self._events_after, seq, job_id, limit)
 
+    async def follow(self, seq: int | None, *, job_id: str | None = None) -> AsyncIterator[Event]:
+        """Events after `seq` (None: after the newest), then each new one as it comes.
+
+        Ends after the last event of the one job asked for, or when `stop_following` is called.
+        """
+        seq = self._last_seq if seq is None else seq
+        while self._following:
+            seen = self._last_seq
+            events = await self.events_after(seq, job_id=job_id)
+            for event in events:
+                seq = event.seq
+                yield event
+                if job_id is not None and event.state.ended:
+                    return
+            if not events:
+                async with self._changed:
+                    await self._changed.wait_for(
+                        lambda: self._last_seq > seen or not self._following  # noqa: B023
+                    )
+
+    async def stop_following(self) -> None:
+        """End every `follow`: the daemon stops."""
+        async with self._changed:
+            self._following = False
+            self._changed.notify_all()
+
     async def _jobs(self, where: str, *values: str | int) -> list[Job]:
         return await self._call(self._read_jobs, where, values)
 
@@ -216,9 +243,9 @@ class Store:
     # ------------------------------------------------------------ the one thread
     async def _write(self, function: Callable[..., int], *args: object) -> None:
         seq = await self._call(self._transaction, function, args)
-        async with self.changed:
-            self.last_seq = max(self.last_seq, seq)
-            self.changed.notify_all()
+        async with self._changed:
+            self._last_seq = max(self._last_seq, seq)
+            self._changed.notify_all()
 
     def _transaction(self, function: Callable[..., int], args: Sequence[object]) -> int:
         connection = self._open_connection()

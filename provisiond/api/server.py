@@ -1,0 +1,309 @@
+"""The HTTP API: validate, call the supervisor, map results and errors to replies.
+
+Nothing is decided here. Every error is application/problem+json (RFC 9457) with code, message and
+hint.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException
+
+from provisiond import __version__
+from provisiond.api.messages import (
+    DomainList,
+    DomainView,
+    ErrorReply,
+    EventView,
+    FailureView,
+    FieldError,
+    HealthView,
+    JobList,
+    JobView,
+    ProofView,
+    ProvisionRequest,
+)
+from provisiond.errors import (
+    DomainBusy,
+    DomainNotFound,
+    DomainNotRunning,
+    HypervisorUnavailable,
+    JobEnded,
+    JobNotFound,
+    NoFreeTarget,
+    NoGuestChannel,
+    ProvisionError,
+    RequestConflict,
+    ShuttingDown,
+    StateUnwritable,
+    TooManyJobs,
+)
+from provisiond.job import Event, Job
+from provisiond.metrics import CONTENT_TYPE, Metrics
+from provisiond.store import Store
+from provisiond.supervisor import Supervisor
+from provisiond.virt.libvirt import Hypervisor
+
+_PROBLEM = "application/problem+json"
+_MAX_BODY = 256 * 1024
+_RETRY_AFTER_SECONDS = "5"
+_STATUS: dict[type[ProvisionError], HTTPStatus] = {
+    DomainNotFound: HTTPStatus.NOT_FOUND,
+    JobNotFound: HTTPStatus.NOT_FOUND,
+    DomainNotRunning: HTTPStatus.CONFLICT,
+    DomainBusy: HTTPStatus.CONFLICT,
+    NoGuestChannel: HTTPStatus.CONFLICT,
+    NoFreeTarget: HTTPStatus.CONFLICT,
+    RequestConflict: HTTPStatus.CONFLICT,
+    JobEnded: HTTPStatus.CONFLICT,
+    TooManyJobs: HTTPStatus.SERVICE_UNAVAILABLE,
+    ShuttingDown: HTTPStatus.SERVICE_UNAVAILABLE,
+    HypervisorUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    StateUnwritable: HTTPStatus.INSUFFICIENT_STORAGE,
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorReply, "description": "The request is refused; nothing was done."},
+    "5XX": {"model": ErrorReply, "description": "provisiond or the hypervisor cannot, just now."},
+}
+
+
+def create_app(
+    *, supervisor: Supervisor, store: Store, hypervisor: Hypervisor, metrics: Metrics
+) -> FastAPI:
+    """The ASGI application over these four."""
+    app = FastAPI(
+        title="provisiond", version=__version__, docs_url=None, redoc_url=None, responses=_ERRORS
+    )
+    app.add_middleware(_BodyLimit)
+    _add_error_replies(app)
+    _add_jobs(app, supervisor, store)
+    _add_events(app, store)
+    _add_host(app, supervisor, hypervisor, metrics)
+    return app
+
+
+# ---------------------------------------------------------------- jobs
+def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
+    @app.post("/v1/jobs", status_code=HTTPStatus.ACCEPTED, tags=["jobs"])
+    async def submit(request: ProvisionRequest, response: Response) -> JobView:
+        """Provision a guest. The same request_id and body give the same job, with 200."""
+        job, is_new = await supervisor.submit(request)
+        response.headers["Location"] = f"/v1/jobs/{job.id}"
+        if not is_new:
+            response.status_code = HTTPStatus.OK
+        return _view_job(job)
+
+    @app.get("/v1/jobs", tags=["jobs"])
+    async def list_jobs(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> JobList:
+        """The newest jobs, newest first."""
+        return JobList(jobs=[_view_job(job) for job in await store.newest(limit)])
+
+    @app.get("/v1/jobs/{job_id}", tags=["jobs"])
+    async def show(job_id: str) -> JobView:
+        """One job with its history. A prefix of its id is enough where it is unique."""
+        job = await find_job(store, job_id)
+        return _view_job(job, await store.events_after(0, job_id=job.id))
+
+    @app.delete("/v1/jobs/{job_id}", status_code=HTTPStatus.ACCEPTED, tags=["jobs"])
+    async def cancel(job_id: str) -> JobView:
+        """Cancel a job: everything is undone, unless its guest is configured first."""
+        job = await find_job(store, job_id)
+        return _view_job(await supervisor.cancel(job.id))
+
+
+async def find_job(store: Store, job_id: str) -> Job:
+    """The job with this id, or with the only id that starts so (4 digits at least)."""
+    job = await store.find(job_id)
+    if job is None and len(job_id) >= 4 and job_id.isalnum():
+        found = await store.find_by_prefix(job_id)
+        if len(found) > 1:
+            raise JobNotFound(f"more than one job's id starts with {job_id}")
+        job = found[0] if found else None
+    if job is None:
+        raise JobNotFound(f"no job has the id {job_id}")
+    return job
+
+
+# ---------------------------------------------------------------- events
+_LastEventId = Annotated[int | None, Header(ge=0, description="Resume after this event.")]
+
+
+def _add_events(app: FastAPI, store: Store) -> None:
+    @app.get("/v1/events", response_class=EventSourceResponse, tags=["events"])
+    async def all_events(last_event_id: _LastEventId = None) -> AsyncIterator[ServerSentEvent]:
+        """Every fact of every job from now on, or after Last-Event-ID."""
+        async for event in store.follow(last_event_id):
+            yield _sent_event(event)
+
+    async def known_job(job_id: str) -> Job:
+        return await find_job(store, job_id)
+
+    @app.get("/v1/jobs/{job_id}/events", response_class=EventSourceResponse, tags=["events"])
+    async def job_events(
+        job: Annotated[Job, Depends(known_job)], last_event_id: _LastEventId = None
+    ) -> AsyncIterator[ServerSentEvent]:
+        """Every fact of one job, from its first (or after Last-Event-ID) to its last."""
+        async for event in store.follow(last_event_id or 0, job_id=job.id):
+            yield _sent_event(event)
+
+
+def _sent_event(event: Event) -> ServerSentEvent:
+    return ServerSentEvent(id=str(event.seq), event=event.state.value, data=_view_event(event))
+
+
+# ---------------------------------------------------------------- the host
+def _add_host(
+    app: FastAPI, supervisor: Supervisor, hypervisor: Hypervisor, metrics: Metrics
+) -> None:
+    @app.get("/v1/domains", tags=["host"])
+    async def domains() -> DomainList:
+        """All domains of the host, by name."""
+        found = [
+            DomainView(**asdict(domain), job_id=supervisor.job_at_work_on(domain.uuid))
+            for domain in await hypervisor.domains()
+        ]
+        return DomainList(domains=found)
+
+    @app.get("/healthz", tags=["host"])
+    async def health(response: Response) -> HealthView:
+        """Whether provisiond can take work: 200, or 503 with the same body."""
+        if not hypervisor.connected:
+            response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        return HealthView(
+            ok=hypervisor.connected,
+            version=__version__,
+            hypervisor=hypervisor.uri,
+            hypervisor_connected=hypervisor.connected,
+            jobs_unfinished=supervisor.unfinished,
+        )
+
+    @app.get("/metrics", tags=["host"], response_class=Response)
+    async def prometheus() -> Response:
+        """Prometheus' exposition format."""
+        text = metrics.render(unfinished=supervisor.unfinished, connected=hypervisor.connected)
+        return Response(text, media_type=CONTENT_TYPE)
+
+
+# ---------------------------------------------------------------- views
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _view_job(job: Job, history: Sequence[Event] | None = None) -> JobView:
+    attached_seconds = None
+    if job.attached_at is not None and job.detached_at is not None:
+        attached_seconds = round(job.detached_at - job.attached_at, 3)
+    proof = None
+    if job.proof is not None:
+        proof = ProofView(**(asdict(job.proof) | {"at": _time(job.proof.at)}))
+    return JobView(
+        id=job.id,
+        request_id=job.request_id,
+        domain=job.domain,
+        domain_uuid=job.domain_uuid,
+        state=job.state,
+        cancel_requested=job.cancel_requested,
+        created_at=_time(job.created_at),
+        updated_at=_time(job.updated_at),
+        deadline_at=_time(job.deadline_at),
+        generation=job.generation,
+        target=job.target,
+        iso_attached_seconds=attached_seconds,
+        failure=None if job.failure is None else FailureView(**asdict(job.failure)),
+        proof=proof,
+        guest_log=list(job.guest_log),
+        request=dict(job.request),
+        history=None if history is None else [_view_event(event) for event in history],
+    )
+
+
+def _view_event(event: Event) -> EventView:
+    return EventView(**(asdict(event) | {"at": _time(event.at)}))
+
+
+# ---------------------------------------------------------------- errors
+def _add_error_replies(app: FastAPI) -> None:
+    @app.exception_handler(ProvisionError)
+    async def explained(_request: Request, error: ProvisionError) -> Response:
+        status = _STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
+        return _reply(status, error.code, error.message, error.hint)
+
+    @app.exception_handler(RequestValidationError)
+    async def refused(_request: Request, error: RequestValidationError) -> Response:
+        fields = [_field_error(one) for one in error.errors()]
+        message = "; ".join(f"{one.field}: {one.message}" for one in fields)
+        hint = "Correct the named fields and ask again."
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
+        return _reply(status, "invalid_request", message, hint, fields)
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> Response:
+        status = HTTPStatus(error.status_code)
+        code = status.phrase.lower().replace(" ", "_").replace("-", "_")
+        message = f"{request.method} {request.url.path}: {status.phrase}"
+        return _reply(status, code, message, "See /openapi.json for what there is.")
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_request: Request, error: Exception) -> Response:
+        message = f"unforeseen error: {type(error).__name__}"
+        hint = "Report it with provisiond's log."
+        return _reply(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", message, hint)
+
+
+def _reply(
+    status: HTTPStatus, code: str, message: str, hint: str, fields: Sequence[FieldError] = ()
+) -> Response:
+    body = ErrorReply(
+        title=status.phrase,
+        status=status.value,
+        code=code,
+        message=message,
+        hint=hint,
+        fields=list(fields),
+    )
+    headers = {}
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = _RETRY_AFTER_SECONDS
+    return JSONResponse(body.model_dump(mode="json"), status, media_type=_PROBLEM, headers=headers)
+
+
+def _field_error(error: MutableMapping[str, Any]) -> FieldError:
+    """The path of the field and the reason; never the input, which may be a secret."""
+    path = ""
+    for part in error["loc"][1:]:  # the first is "body", "query", "header" or "path"
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    return FieldError(field=path.removeprefix(".") or str(error["loc"][0]), message=reason)
+
+
+# ---------------------------------------------------------------- limits
+_Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Message]]
+_Send = Callable[[_Message], Awaitable[None]]
+
+
+class _BodyLimit:
+    """Refuses a body of more than 256 KiB, announced or not (ASGI middleware)."""
+
+    def __init__(self, app: Callable[[Any, _Receive, _Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: _Receive, send: _Send) -> None:
+        received = 0
+
+        async def limited() -> _Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > _MAX_BODY:
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            return message
+
+        await self._app(scope, limited, send)

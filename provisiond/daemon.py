@@ -1,0 +1,267 @@
+"""The composition root: adapters, story, API and service manager, put together and served."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from provisiond import __version__, systemd
+from provisiond.api.server import create_app
+from provisiond.errors import (
+    AlreadyRunning,
+    HypervisorUnavailable,
+    NoGuestChannel,
+    SettingsError,
+    StateUnwritable,
+)
+from provisiond.guest.channel import ChannelSignal
+from provisiond.iso.image import prepare_folder
+from provisiond.job import Job
+from provisiond.metrics import Metrics
+from provisiond.plan import CHANNEL_NAME, iso_folder, plan_job
+from provisiond.ports import GuestSignal
+from provisiond.provision import Limits, Tools
+from provisiond.settings import Settings
+from provisiond.store import Store
+from provisiond.supervisor import Supervisor
+from provisiond.threads import Threads
+from provisiond.virt.libvirt import Hypervisor
+
+log = logging.getLogger(__name__)
+
+_RECONNECT_SECONDS = 2.0
+_STATUS_SECONDS = 10.0
+_GRACEFUL_SECONDS = 3
+# A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
+_LIBVIRT_THREADS = 32
+_ISO_THREADS = 2
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; every job that has not ended is left to be resumed.
+
+    Raises SettingsError, AlreadyRunning, StateUnusable or StateUnwritable where it cannot start.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a secret is in this process's memory
+    stop = _stop_on_signal()
+    with _only_one(settings.state_dir), _listening(settings) as listener:
+        uri = _hypervisor_uri(settings)
+        prepare_folder(
+            iso_folder(settings.runtime_dir),
+            mode=_iso_folder_mode(uri),
+            allow_disk=settings.allow_iso_on_disk,
+        )
+        async with _opened(settings, uri) as (store, hypervisor, tools, metrics):
+            supervisor = Supervisor(
+                tools,
+                deadline_seconds=settings.deadline_seconds,
+                max_unfinished=settings.max_jobs + settings.max_jobs_waiting,
+            )
+            app = create_app(
+                supervisor=supervisor, store=store, hypervisor=hypervisor, metrics=metrics
+            )
+            server = _Server(_server_config(app))
+            async with supervisor.running(), asyncio.TaskGroup() as tasks:
+                serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
+                keeping = tasks.create_task(_keep_connected(hypervisor), name="libvirt")
+                telling = tasks.create_task(_tell_systemd(supervisor), name="systemd")
+                systemd.notify("READY=1")
+                log.info("provisiond %s serves on %s", __version__, settings.socket)
+                await stop.wait()
+                systemd.notify("STOPPING=1")
+                log.info("stopping; %d unfinished jobs stay resumable", supervisor.unfinished)
+                await store.stop_following()
+                server.should_exit = True
+                await serving
+                keeping.cancel()
+                telling.cancel()
+
+
+def set_up_logging(level: str) -> None:
+    """Log to the journal or to stderr; libraries only from warnings on."""
+    logging.basicConfig(level=logging.WARNING, handlers=[systemd.log_handler()], force=True)
+    logging.getLogger("provisiond").setLevel(level.upper())
+
+
+# ---------------------------------------------------------------- adapters
+@asynccontextmanager
+async def _opened(
+    settings: Settings, uri: str
+) -> AsyncIterator[tuple[Store, Hypervisor, Tools, Metrics]]:
+    metrics = Metrics()
+    store = Store(settings.state_dir / "provisiond.sqlite")
+    hypervisor = Hypervisor(uri, threads=_LIBVIRT_THREADS)
+    iso_threads = Threads(size=_ISO_THREADS, name="iso")
+    tools = Tools(
+        store=store,
+        hypervisor=hypervisor,
+        iso_threads=iso_threads,
+        runtime_dir=settings.runtime_dir,
+        limits=Limits(
+            ready=settings.ready_seconds,
+            attach=settings.attach_seconds,
+            detach=settings.detach_seconds,
+        ),
+        slots=asyncio.Semaphore(settings.max_jobs),
+        open_signal=partial(_open_signal, hypervisor, settings.runtime_dir),
+        observe=metrics.observe,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(iso_threads.close)
+        stack.push_async_callback(store.close)
+        await store.open()
+        stack.push_async_callback(hypervisor.close)
+        try:
+            await hypervisor.connect()
+        except HypervisorUnavailable as error:
+            log.warning("%s; provisiond tries again by itself", error)
+        yield store, hypervisor, tools, metrics
+
+
+def _open_signal(hypervisor: Hypervisor, runtime_dir: Path, job: Job) -> GuestSignal:
+    async def find_socket() -> Path:
+        path = (await hypervisor.live_xml(job.domain_uuid)).channel(CHANNEL_NAME)
+        if path is None:
+            raise NoGuestChannel(f"{job.domain}: the domain has no virtio channel {CHANNEL_NAME}")
+        return path
+
+    nonce = plan_job(job.id, runtime_dir=runtime_dir).nonce
+    return ChannelSignal(nonce=nonce, find_socket=find_socket)
+
+
+def _hypervisor_uri(settings: Settings) -> str:
+    if settings.libvirt_uri != "auto":
+        return settings.libvirt_uri
+    capabilities = Path("/proc/xen/capabilities")
+    in_dom0 = capabilities.exists() and "control_d" in capabilities.read_text()
+    return "xen:///system" if in_dom0 else "qemu:///system"
+
+
+def _iso_folder_mode(uri: str) -> int:
+    """libvirtd runs QEMU as a user of its own, which has to pass through the folder to its ISO.
+
+    The ISOs themselves are 0600 in either case; libvirtd gives one to that user at the attach.
+    """
+    return 0o711 if uri == "qemu:///system" else 0o700
+
+
+async def _keep_connected(hypervisor: Hypervisor) -> None:
+    while True:
+        await asyncio.sleep(_RECONNECT_SECONDS)
+        if not hypervisor.connected:
+            with contextlib.suppress(HypervisorUnavailable):
+                await hypervisor.connect()
+
+
+async def _tell_systemd(supervisor: Supervisor) -> None:
+    """STATUS now and then, and WATCHDOG twice in each of systemd's intervals."""
+    watchdog = systemd.watchdog_seconds()
+    while True:
+        alive = [] if watchdog is None else ["WATCHDOG=1"]
+        systemd.notify(f"STATUS={supervisor.unfinished} unfinished jobs", *alive)
+        await asyncio.sleep(min(_STATUS_SECONDS, (watchdog or _STATUS_SECONDS) / 2))
+
+
+# ---------------------------------------------------------------- one daemon, one socket
+@contextmanager
+def _only_one(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory; the kernel lets go of it when this process dies."""
+    try:
+        state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateUnwritable(f"cannot write in {state_dir}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunning(f"another provisiond uses {state_dir}") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """The Unix socket, mode 0660; a socket that nobody answers on is a dead one's and replaced."""
+    path = settings.socket
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if _is_answered(path):
+            raise AlreadyRunning(f"another process listens on {path}")
+        path.unlink(missing_ok=True)
+        with _umask(0o117):
+            listener.bind(str(path))
+        if settings.socket_group is not None:
+            shutil.chown(path, group=settings.socket_group)
+    except (OSError, LookupError) as error:
+        listener.close()
+        what = "socket_group" if isinstance(error, LookupError) else "socket"
+        raise SettingsError(f"{what}: cannot listen on {path}: {error}") from error
+    except AlreadyRunning:
+        listener.close()
+        raise
+    try:
+        yield listener
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+# ---------------------------------------------------------------- uvicorn, signals
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers of its own: this daemon has one way to stop."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        lifespan="off",
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACEFUL_SECONDS,
+    )
+
+
+def _stop_on_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
