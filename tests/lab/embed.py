@@ -20,8 +20,10 @@ from tests.lab.domain import Guest, cdrom_xml, domain_xml
 from tests.lab.initramfs import GuestFiles
 from tests.lab.packages import cache_directory
 
-# As root libvirt would give files to the user libvirt-qemu, ask virtlogd for the consoles, and put
-# each guest into cgroups and namespaces: nothing that a tiny guest under one directory needs.
+# Consoles go to their files without asking virtlogd, which is not there.
+SETTINGS = 'stdio_handler = "file"\n'
+# As root libvirt would also give files to the user libvirt-qemu and put each guest into cgroups and
+# namespaces: nothing that a tiny guest under one directory needs.
 ROOT_SETTINGS = """\
 user = "root"
 group = "root"
@@ -30,7 +32,6 @@ remember_owner = 0
 security_driver = "none"
 namespaces = []
 cgroup_controllers = []
-stdio_handler = "file"
 """
 LONGEST_ROOT = 40  # sockets below it must fit into the 107 bytes that a Unix address has
 MARKER = ".provisiond-lab"
@@ -52,9 +53,9 @@ def prepare_root(root: Path) -> None:
         raise ValueError(f"{root} is too long for the sockets below it ({LONGEST_ROOT} at most)")
     lab_folder(root).mkdir(parents=True, exist_ok=True)
     (root / MARKER).touch()
-    if os.geteuid() == 0:
-        (root / "etc").mkdir(exist_ok=True)
-        (root / "etc/qemu.conf").write_text(ROOT_SETTINGS)
+    (root / "etc").mkdir(exist_ok=True)
+    settings = SETTINGS + (ROOT_SETTINGS if os.geteuid() == 0 else "")
+    (root / "etc/qemu.conf").write_text(settings)
     _copy_missing(_kept_capabilities(), _capabilities(root))
 
 
@@ -111,8 +112,9 @@ def destroy_all(root: Path) -> None:
         return
     if not (root / MARKER).exists():
         raise ValueError(f"{root} is no lab's root directory, nothing of it is removed")
-    for pid in _qemu_pids(root):
-        _kill(pid)
+    while pids := list(_qemu_pids(root)):
+        for pid in pids:
+            _kill(pid)
     shutil.rmtree(root)
 
 
@@ -138,19 +140,17 @@ def _copy_missing(source: Path, destination: Path) -> None:
 
 
 def _qemu_pids(root: Path) -> Iterator[int]:
-    """From libvirt's pid files; a pid counts only while it is a QEMU of this very root."""
-    for path in root.glob("run/**/*.pid"):
-        text = path.read_text().strip()
-        if text.isdecimal() and _is_qemu_of(root, int(text)):
-            yield int(text)
+    """Every QEMU whose command line names a file under this very root.
 
-
-def _is_qemu_of(root: Path, pid: int) -> bool:
-    try:
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return b"qemu-system" in argv[0] and any(f"{root}/".encode() in word for word in argv)
+    libvirt's pid files would miss one that was just being started, or asked what it can do.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            program, *words = (process / "cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended since it was listed
+        if b"qemu-system" in program and any(f"{root}/".encode() in word for word in words):
+            yield int(process.name)
 
 
 def _kill(pid: int) -> None:
