@@ -7,7 +7,7 @@ import shlex
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +69,20 @@ async def _started(
     """The program in a session of its own; when the block is left nothing of it goes on."""
     words = [str(word) for word in argv]
     log.debug("%s", shlex.join(words))
-    try:
-        process = await asyncio.create_subprocess_exec(
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
             *words, stdin=stdin, stdout=PIPE, stderr=stderr, start_new_session=True
         )
+    )
+    try:
+        process = await asyncio.shield(starting)
     except OSError as error:
         raise ToolFailed(f"{words[0]} cannot be started: {error.strerror}") from error
+    except asyncio.CancelledError:
+        # A start that is cancelled half-way would leave behind what the program has started.
+        with suppress(OSError):
+            await _end(await starting)
+        raise
     try:
         yield process
     finally:
@@ -82,13 +90,19 @@ async def _started(
 
 
 async def _end(process: Process) -> None:
-    """Kills what is left of the group and waits for its leader, then closes the pipes."""
+    """Kills what is left of the group, lets go of the pipes and waits for the group's leader."""
     _kill_group(process)
-    try:
-        await asyncio.shield(process.wait())
-    finally:
-        # asyncio keeps a pipe open for as long as a stranger holds its other end.
-        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001
+    # A stranger may hold the other end of a pipe as long as it likes: that is not waited for.
+    transport: asyncio.SubprocessTransport = process._transport  # type: ignore[attr-defined]  # noqa: SLF001
+    for number in (0, 1, 2):
+        pipe = transport.get_pipe_transport(number)
+        if pipe is None or pipe.is_closing():
+            continue
+        if isinstance(pipe, asyncio.WriteTransport):
+            pipe.abort()  # close() would first write what the program has not read
+        else:
+            pipe.close()
+    await asyncio.shield(process.wait())
 
 
 def _kill_group(process: Process) -> None:

@@ -1,0 +1,52 @@
+"""A name is enough to know a guest; what is left out of it is left out of its XML."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from tests.lab.domain import Guest, domain_xml, kernel_words
+from tests.lab.initramfs import GuestFiles
+
+FILES = GuestFiles(kernel=Path("/boot/vmlinuz"), initramfs=Path("/boot/initramfs"))
+
+
+def devices(guest: Guest) -> ET.Element:
+    found = ET.fromstring(domain_xml(guest, files=FILES, folder=Path("/lab"))).find("devices")
+    assert found is not None
+    return found
+
+
+def test_the_same_name_is_the_same_guest_and_another_name_is_another() -> None:
+    assert (Guest("web1").uuid, Guest("web1").mac) == (Guest("web1").uuid, Guest("web1").mac)
+    many = [Guest(f"web{number}") for number in range(500)]
+    assert len({guest.uuid for guest in many}) == 500
+    assert len({guest.mac for guest in many}) == 500
+
+
+def test_a_guest_has_all_that_provisioning_needs() -> None:
+    found = devices(Guest("web1"))
+    assert found.find("controller[@model='virtio-scsi']") is not None
+    assert found.find("interface/model[@type='virtio']") is not None
+    assert found.find("channel/target[@name='org.provisiond.0']") is not None
+
+
+def test_what_is_left_out_is_not_there() -> None:
+    found = devices(Guest("web1", nic=False, scsi_controller=False, channel=False))
+    assert found.find("controller[@model='virtio-scsi']") is None
+    assert found.find("interface") is None
+    assert found.find("channel") is None
+
+
+def test_the_kernel_is_told_what_the_test_wants() -> None:
+    assert kernel_words() == ()
+    words = kernel_words(silent=True, delay=3, broken_step="dns")
+    assert words == ("lab.silent", "lab.delay=3", "lab.break=dns")
+    domain = ET.fromstring(
+        domain_xml(Guest("web1", kernel_words=words), files=FILES, folder=Path("/lab"))
+    )
+    assert domain.findtext("os/cmdline", "").endswith(" lab.silent lab.delay=3 lab.break=dns")
+
+
+def test_a_name_that_xml_does_not_like_stays_one_name() -> None:
+    name = "a<b>&'\""
+    xml = domain_xml(Guest(name), files=FILES, folder=Path("/lab"))
+    assert ET.fromstring(xml).findtext("name") == name

@@ -1,0 +1,129 @@
+"""Real programs: what they say comes back, and nothing of them goes on when nobody waits."""
+
+import asyncio
+import logging
+import os
+import select
+import signal
+from pathlib import Path
+
+import pytest
+
+from provisiond.errors import ToolFailed
+from provisiond.process import output_of, run
+
+SOON = 10  # seconds; far more than any of this takes
+
+
+def end_of(pid: int) -> None:
+    """Returns once `pid` has ended; fails when it goes on."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    ended, _, _ = select.select([process], [], [], SOON)
+    os.close(process)
+    assert ended, f"process {pid} goes on"
+
+
+async def test_what_a_program_says_comes_back() -> None:
+    finished = await run(["sh", "-c", "cat; echo err >&2"], stdin=b"in")
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, b"in", b"err\n")
+
+
+async def test_a_program_without_input_reads_its_end_at_once() -> None:
+    async with asyncio.timeout(SOON):
+        assert (await run(["cat"])).stdout == b""
+
+
+async def test_much_input_and_much_output_do_not_wait_for_each_other() -> None:
+    data = os.urandom(900_000)
+    async with asyncio.timeout(SOON):
+        assert (await run(["cat"], stdin=data)).stdout == data
+
+
+async def test_input_that_nobody_reads_is_no_error() -> None:
+    assert (await run(["true"], stdin=b"x" * 900_000)).returncode == 0
+
+
+async def test_a_failure_carries_the_programs_own_last_words() -> None:
+    with pytest.raises(ToolFailed) as failure:
+        await run(["sh", "-c", "seq 1 100000 >&2; echo no such image >&2; exit 3"])
+    assert "sh ended with status 3: " in failure.value.message
+    assert failure.value.message.endswith("no such image")
+    assert len(failure.value.message) < 2100
+
+
+async def test_a_status_can_be_the_answer() -> None:
+    assert (await run(["sh", "-c", "exit 3"], check=False)).returncode == 3
+    assert (await run(["sh", "-c", "kill -9 $$"], check=False)).returncode == -signal.SIGKILL
+
+
+async def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ToolFailed, match="/nowhere cannot be started: No such file"):
+        await run([tmp_path / "nowhere"])
+
+
+async def test_a_program_that_never_stops_talking_is_killed() -> None:
+    async with asyncio.timeout(SOON):
+        with pytest.raises(ToolFailed, match="said more than 100000 bytes"):
+            await run(["yes"], limit_output=100_000)
+
+
+async def test_at_the_callers_limit_the_whole_group_ends(tmp_path: Path) -> None:
+    fifo = tmp_path / "pids"
+    os.mkfifo(fifo)
+    script = f"sleep 1000 & echo $$ $! >{fifo}; wait"
+    task = asyncio.create_task(run(["sh", "-c", script]))
+    pids = (await asyncio.to_thread(fifo.read_text)).split()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for pid in pids:
+        end_of(int(pid))
+
+
+async def test_a_start_that_is_cancelled_half_way_leaves_nothing(tmp_path: Path) -> None:
+    for turns in range(30):  # of the event loop: the start takes some, and each may be the last
+        fifo = tmp_path / f"pids-{turns}"
+        os.mkfifo(fifo)
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        task = asyncio.create_task(run(["sh", "-c", f"sleep 1000 & echo $$ $! >{fifo}; wait"]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        async with asyncio.timeout(SOON):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        pids = os.read(reader, 100).split()
+        os.close(reader)
+        for pid in pids:
+            end_of(int(pid))
+
+
+async def test_a_stranger_that_holds_the_pipe_does_not_outlast_the_callers_limit(
+    tmp_path: Path,
+) -> None:
+    pid_file = tmp_path / "pid"
+    script = f"setsid sleep 1000 & echo $! >{pid_file}"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await run(["sh", "-c", script])
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+
+async def test_a_stream_ends_with_its_block() -> None:
+    async with (
+        asyncio.timeout(SOON),
+        output_of(["sh", "-c", "echo $$; exec sleep 1000"]) as stream,
+    ):
+        pid = int(await stream.readline())
+    end_of(pid)
+
+
+async def test_the_command_is_logged_as_one_could_type_it_and_its_input_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="provisiond.process"):
+        await run(["printf", "%s", "it's"], stdin=b"very-secret")
+    assert [record.getMessage() for record in caplog.records] == ["""printf %s 'it'"'"'s'"""]
