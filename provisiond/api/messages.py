@@ -6,7 +6,6 @@ message of a refusal repeats the value: it could be a secret put into the wrong 
 """
 
 import base64
-import binascii
 import re
 import struct
 from datetime import datetime
@@ -41,7 +40,9 @@ Network = IPv4Network | IPv6Network
 
 MAX_INTERFACES = 16
 MAX_KEYS = 32
+MAX_KEY_BYTES = 3072  # an RSA key of 16,384 bits, the longest that ssh-keygen makes, has 2,800
 
+_LIMITED_BROADCAST = IPv4Address("255.255.255.255")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 _NIC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
@@ -74,7 +75,7 @@ def _printable(text: str) -> str:
 
 def _host_name(text: str) -> str:
     """A host name by RFC 1123: one label, or a fully qualified name without the final dot."""
-    name = text.lower()
+    name = text.lower() if text.isascii() else ""
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
         raise ValueError(
             "is no host name by RFC 1123: labels of 1 to 63 letters, digits and inner hyphens"
@@ -108,7 +109,7 @@ def _text(value: object) -> str:
 def _cidr(value: object) -> Cidr:
     if isinstance(value, IPv4Interface | IPv6Interface):
         return value
-    text = _text(value)
+    text = _without_zone(_text(value))
     if "/" not in text:
         raise ValueError("needs its prefix length: CIDR notation, such as 192.0.2.10/24")
     try:
@@ -116,7 +117,9 @@ def _cidr(value: object) -> Cidr:
     except ValueError:
         raise ValueError("is no address in CIDR notation, such as 192.0.2.10/24") from None
     _usable(cidr.ip)
-    point_to_point = cidr.network.prefixlen >= cidr.max_prefixlen - 1
+    if cidr.network.prefixlen == 0:
+        raise ValueError("has the prefix length 0: no network holds every address")
+    point_to_point = _is_point_to_point(cidr.network)
     if cidr.ip == cidr.network.network_address and not point_to_point:
         raise ValueError("is the address of the network itself, not of a host in it")
     if cidr.version == 4 and cidr.ip == cidr.network.broadcast_address and not point_to_point:
@@ -124,11 +127,30 @@ def _cidr(value: object) -> Cidr:
     return cidr
 
 
+def _is_point_to_point(network: Network) -> bool:
+    """A network of one or two addresses, where each is a host's (RFC 3021, RFC 6164)."""
+    return network.prefixlen >= network.max_prefixlen - 1
+
+
+def _is_no_host(address: Address, network: Network) -> bool:
+    """IPv4 only: an IPv6 network's first address is any of its routers (RFC 4291, 2.6.1)."""
+    if network.version == 6 or _is_point_to_point(network):
+        return False
+    return address in (network.network_address, network.broadcast_address)
+
+
+def _without_zone(text: str) -> str:
+    """Refuse a zone (%…): ipaddress takes any character there, line feeds too, and prints them."""
+    if "%" in text:
+        raise ValueError("must not carry a zone (%)")
+    return text
+
+
 def _usable(address: Address) -> Address:
     if address.is_unspecified or address.is_multicast or address.is_loopback:
         raise ValueError("cannot be a host's address: unspecified, multicast or loopback")
-    if isinstance(address, IPv6Address) and address.scope_id is not None:
-        raise ValueError("must not carry a zone (%)")
+    if address == _LIMITED_BROADCAST:
+        raise ValueError("cannot be a host's address: it is everybody's (limited broadcast)")
     return address
 
 
@@ -136,7 +158,7 @@ def _address(value: object) -> Address:
     if isinstance(value, IPv4Address | IPv6Address):
         return value
     try:
-        return _usable(ip_address(_text(value)))
+        return _usable(ip_address(_without_zone(_text(value))))
     except ValueError as refusal:
         known = str(refusal).startswith(("must", "cannot"))
         raise ValueError(str(refusal) if known else "is no IP address") from None
@@ -145,8 +167,9 @@ def _address(value: object) -> Address:
 def _destination(value: object) -> Network:
     if isinstance(value, IPv4Network | IPv6Network):
         return value
+    text = _without_zone(_text(value))
     try:
-        return ip_network(_text(value))
+        return ip_network(text)
     except ValueError:
         raise ValueError(
             "is no network in CIDR notation (with no bits set behind the prefix), "
@@ -155,7 +178,7 @@ def _destination(value: object) -> Network:
 
 
 def _zone(text: str) -> str:
-    if not _ZONE.fullmatch(text):
+    if len(text) > 64 or not _ZONE.fullmatch(text):
         raise ValueError("is no time zone name, such as Europe/Vienna")
     return text
 
@@ -168,10 +191,10 @@ def _user(text: str) -> str:
 
 def _password(secret: SecretStr) -> SecretStr:
     text = secret.get_secret_value()
+    if _has_control(text):  # lone surrogates too, which have no bytes
+        raise ValueError("must not contain control characters")
     if not 1 <= len(text.encode()) <= 512:
         raise ValueError("must have 1 to 512 bytes")
-    if _has_control(text):
-        raise ValueError("must not contain control characters")
     return secret
 
 
@@ -192,12 +215,12 @@ def _ssh_key(text: str) -> str:
     try:
         blob = base64.b64decode(parts[1], validate=True)
         (length,) = struct.unpack_from(">I", blob)
-    except (binascii.Error, struct.error):
+    except (ValueError, struct.error):  # binascii.Error is a ValueError
         raise ValueError("is no OpenSSH public key: its base64 part is damaged") from None
     if blob[4 : 4 + length] != parts[0].encode() or len(blob) <= 4 + length:
         raise ValueError("is no OpenSSH public key: its inner type is not the one it names")
-    if len(line) > 8192:
-        raise ValueError("is longer than 8192 characters")
+    if len(line.encode()) > MAX_KEY_BYTES:
+        raise ValueError(f"is longer than {MAX_KEY_BYTES} bytes")
     return " ".join(parts)
 
 
@@ -291,10 +314,16 @@ def _reachable(gateway: Address, addresses: list[Cidr] | None) -> None:
         return
     if any(cidr.ip == gateway for cidr in addresses):
         raise ValueError("is the guest's own address")
+    if any(_is_no_host(gateway, cidr.network) for cidr in addresses):
+        raise ValueError("is the address of the network itself or its broadcast address")
     if gateway.version == 6 and gateway.is_link_local:
         return
     if not any(c.version == gateway.version and gateway in c.network for c in addresses):
         raise ValueError("is outside the subnet of every address of this interface")
+
+
+def _gateways(interfaces: list[Interface]) -> tuple[list[Address | None], list[Address | None]]:
+    return [nic.gateway4 for nic in interfaces], [nic.gateway6 for nic in interfaces]
 
 
 class GuestConfig(_Message):
@@ -337,6 +366,8 @@ class GuestConfig(_Message):
             raise ValueError("each need a 'mac' or a 'name' where there are several")
         if len(set(selectors)) != len(selectors):
             raise ValueError("names one interface twice")
+        if any(sum(gateway is not None for gateway in of) > 1 for of in _gateways(value)):
+            raise ValueError("have more than one gateway4 or gateway6: there is one default route")
         return value
 
     @field_validator("password_hash")
