@@ -39,6 +39,7 @@ Cidr = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
 MAX_INTERFACES = 16
+MAX_PASSWORD_BYTES = 511  # crypt(3) of libxcrypt refuses more, so nobody could log in with it
 MAX_KEYS = 32
 MAX_KEY_BYTES = 3072  # an RSA key of 16,384 bits, the longest that ssh-keygen makes, has 2,800
 
@@ -193,8 +194,8 @@ def _password(secret: SecretStr) -> SecretStr:
     text = secret.get_secret_value()
     if _has_control(text):  # lone surrogates too, which have no bytes
         raise ValueError("must not contain control characters")
-    if not 1 <= len(text.encode()) <= 512:
-        raise ValueError("must have 1 to 512 bytes")
+    if not 1 <= len(text.encode()) <= MAX_PASSWORD_BYTES:
+        raise ValueError(f"must have 1 to {MAX_PASSWORD_BYTES} bytes")
     return secret
 
 

@@ -55,9 +55,10 @@ Word = Hello | LogLine | Done | Failed
 
 def parse_word(untrusted_line: bytes, *, nonce: str) -> Word | None:
     """The word in one line (newline or not), or None where it is none of this job's."""
-    if len(untrusted_line) > MAX_WORD:
+    untrusted_word = untrusted_line.removesuffix(b"\n")
+    if len(untrusted_word) > MAX_WORD:
         return None
-    line = untrusted_line.decode("utf-8", errors="replace").strip()
+    line = untrusted_word.decode("utf-8", errors="replace").strip()
     first, _, rest = line.partition(" ")
     if first == "hello":
         return Hello(rest) if _VERSION.fullmatch(rest) else None
