@@ -1,0 +1,122 @@
+"""The job's transitions: the story and the one way back, nothing else."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from provisiond.api.messages import JobState
+from provisiond.errors import DomainBusy, GuestFailed
+from provisiond.job import TRANSITIONS, Failure, Job, advance
+
+S = JobState
+STORY = [
+    S.ACCEPTED,
+    S.DISKS_CREATED,
+    S.DOMAIN_STARTED,
+    S.ISO_WRITTEN,
+    S.ISO_ATTACHED,
+    S.GUEST_CONFIGURED,
+    S.ISO_DETACHED,
+    S.SUCCEEDED,
+]
+# Written out a second time, by hand, from the description of the story.
+ALLOWED = {
+    *itertools.pairwise(STORY),
+    *((state, S.UNDOING) for state in STORY[:5]),
+    (S.UNDOING, S.FAILED),
+    (S.UNDOING, S.GUEST_CONFIGURED),
+}
+PAIRS = [(start, to) for start in S for to in S]
+AFTER_THE_VERDICT = {S.GUEST_CONFIGURED, S.ISO_DETACHED, S.SUCCEEDED}
+
+
+def job_in(state: JobState) -> Job:
+    return Job(
+        id="0" * 32,
+        request_id="r-1",
+        domain="web1",
+        domain_uuid="5f3a0f5e-2a6b-4d5c-9d8e-0f6a1c2b3d4e",
+        generation=1,
+        request={},
+        created_at=1.0,
+        updated_at=1.0,
+        deadline_at=601.0,
+        state=state,
+    )
+
+
+@pytest.mark.parametrize(("start", "to"), [pair for pair in PAIRS if pair in ALLOWED])
+def test_every_step_of_the_story_may_be_taken(start: JobState, to: JobState) -> None:
+    before = job_in(start)
+    after = advance(before, to, at=2.0, target="sda")
+    assert (after.state, after.updated_at, after.target) == (to, 2.0, "sda")
+    assert before == job_in(start)
+
+
+@pytest.mark.parametrize(("start", "to"), [pair for pair in PAIRS if pair not in ALLOWED])
+def test_no_other_step_may_be_taken(start: JobState, to: JobState) -> None:
+    with pytest.raises(ValueError, match=f"from {start} to {to}"):
+        advance(job_in(start), to, at=2.0)
+
+
+def test_every_state_is_in_the_map_and_only_the_ends_have_no_way_on() -> None:
+    assert set(TRANSITIONS) == set(S)
+    assert {state for state in S if state.ended} == {S.SUCCEEDED, S.FAILED}
+    assert {state for state, ways in TRANSITIONS.items() if not ways} == {S.SUCCEEDED, S.FAILED}
+
+
+@given(st.data())
+def test_every_walk_ends_and_nothing_reverts_after_the_verdict(data: st.DataObject) -> None:
+    job, walked = job_in(S.ACCEPTED), [S.ACCEPTED]
+    while not job.state.ended:
+        to = data.draw(st.sampled_from(sorted(TRANSITIONS[job.state])))
+        was_won = job.guest_has_won
+        job = advance(job, to, at=job.updated_at + 1)
+        walked.append(to)
+        assert job.guest_has_won or not was_won
+        assert len(walked) <= len(S), "no state comes twice"
+    assert len(set(walked)) == len(walked)
+    if S.GUEST_CONFIGURED in walked:
+        assert walked[-1] is S.SUCCEEDED
+        assert set(walked[walked.index(S.GUEST_CONFIGURED) :]) <= AFTER_THE_VERDICT
+    else:
+        assert walked[-2:] == [S.UNDOING, S.FAILED]
+
+
+def test_a_job_has_reached_what_lies_behind_it_in_the_story() -> None:
+    for number, state in enumerate(STORY):
+        reached = [other for other in STORY if job_in(state).has_reached(other)]
+        assert reached == STORY[: number + 1]
+        assert not job_in(state).has_reached(S.UNDOING)
+
+
+def test_a_job_on_its_way_back_has_reached_nothing_of_the_story() -> None:
+    assert [state for state in S if job_in(S.UNDOING).has_reached(state)] == [S.UNDOING]
+    assert [state for state in S if job_in(S.FAILED).has_reached(state)] == [S.UNDOING, S.FAILED]
+
+
+def test_the_guest_has_won_from_its_stored_verdict_on() -> None:
+    assert {state for state in S if job_in(state).guest_has_won} == AFTER_THE_VERDICT
+
+
+def test_a_fact_cannot_change_the_state_behind_the_transition() -> None:
+    with pytest.raises(TypeError):
+        advance(job_in(S.ACCEPTED), S.DISKS_CREATED, at=2.0, state=S.SUCCEEDED)
+
+
+def test_a_failure_keeps_the_words_of_its_error() -> None:
+    busy = Failure.of(DomainBusy("web1: another job is at work on it"))
+    assert busy == Failure(
+        "domain_busy", "web1: another job is at work on it", DomainBusy.default_hint, None
+    )
+    assert Failure.of(GuestFailed("web1: no", step="network")).step == "network"
+
+
+def test_a_job_is_never_changed() -> None:
+    job = job_in(S.ACCEPTED)
+    with pytest.raises(AttributeError):
+        job.state = S.FAILED  # type: ignore[misc]
+    assert replace(job, target="sdb") != job
