@@ -1,0 +1,43 @@
+"""pytest fixtures: a daemon on libvirt's test driver, and one over real guests."""
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.program import Daemon
+from tests.lab.fixtures import TMPFS
+from tests.lab.program import Lab
+
+
+@pytest.fixture
+def daemon_folder() -> Iterator[Path]:
+    """A short folder on tmpfs for a daemon's own things."""
+    with tempfile.TemporaryDirectory(prefix="pd-", dir=TMPFS) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+async def idle_daemon(daemon_folder: Path) -> AsyncIterator[Daemon]:
+    """Not started yet; libvirt's test driver has one domain, `test`, which runs nothing."""
+    daemon = Daemon(daemon_folder, {"libvirt_uri": "test:///default"})
+    yield daemon
+    await daemon.kill()
+    print(f"--- provisiond\n{daemon.log.read_text() if daemon.log.exists() else ''}")
+
+
+@pytest.fixture
+async def daemon(idle_daemon: Daemon) -> Daemon:
+    """A daemon that serves, with no guest that could answer."""
+    await idle_daemon.start()
+    return idle_daemon
+
+
+@pytest.fixture
+async def guest_daemon(lab: Lab, daemon_folder: Path) -> AsyncIterator[Daemon]:
+    """Not started yet; it will own the lab's libvirt, so the test starts its guests first."""
+    daemon = Daemon(daemon_folder, {"libvirt_uri": lab.uri})
+    yield daemon
+    await daemon.kill()
+    print(f"--- provisiond\n{daemon.log.read_text() if daemon.log.exists() else ''}")

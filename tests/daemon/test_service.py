@@ -1,0 +1,145 @@
+"""The daemon as its operator meets it: start, refuse to start, stop, tell systemd."""
+
+import asyncio
+import socket
+import sqlite3
+import stat
+from pathlib import Path
+
+from tests.daemon.program import Daemon
+
+
+async def test_the_socket_is_for_its_group_and_nobody_else(daemon: Daemon) -> None:
+    assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o660
+    assert stat.S_IMODE(daemon.iso_folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(daemon.state_file.stat().st_mode) == 0o600
+
+
+async def test_sigterm_ends_it_cleanly_and_leaves_no_socket(daemon: Daemon) -> None:
+    assert await daemon.stop() == 0
+    assert not daemon.socket.exists()
+
+
+async def test_it_starts_again_over_the_socket_of_a_killed_one(daemon: Daemon) -> None:
+    await daemon.kill()
+    assert daemon.socket.exists()
+    await daemon.start()
+    assert (await daemon.get("/healthz")).status_code == 200
+
+
+async def test_a_stop_does_not_wait_for_those_who_follow_events(daemon: Daemon) -> None:
+    async with daemon.events("/v1/events") as events:
+        assert await daemon.stop() == 0
+        assert [event async for event in events] == []
+
+
+async def test_a_second_daemon_on_the_same_socket_is_refused(daemon: Daemon) -> None:
+    other = daemon.folder / "other"
+    other.mkdir()
+    second = Daemon(other, daemon.settings | {"socket": str(daemon.socket)})
+    status, said = await second.run_to_its_end()
+    assert status == 1
+    assert "already_running" in said
+    assert str(daemon.socket) in said
+    assert (await daemon.get("/healthz")).status_code == 200
+
+
+async def test_a_second_daemon_on_the_same_state_is_refused(daemon: Daemon) -> None:
+    other = daemon.folder / "other"
+    other.mkdir()
+    second = Daemon(other, daemon.settings | {"state_dir": str(daemon.folder / "state")})
+    status, said = await second.run_to_its_end()
+    assert status == 1
+    assert "already_running" in said
+
+
+async def test_a_corrupt_state_file_is_refused_and_left_as_it_is(idle_daemon: Daemon) -> None:
+    idle_daemon.state_file.parent.mkdir()
+    idle_daemon.state_file.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
+    before = idle_daemon.state_file.read_bytes()
+    status, said = await idle_daemon.run_to_its_end()
+    assert status == 1
+    assert "state_unusable" in said
+    assert str(idle_daemon.state_file) in said
+    assert idle_daemon.state_file.read_bytes() == before
+
+
+async def test_a_state_file_of_a_newer_provisiond_is_refused(daemon: Daemon) -> None:
+    await daemon.stop()
+    connection = sqlite3.connect(daemon.state_file)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    daemon.log.unlink()
+    status, said = await daemon.run_to_its_end()
+    assert status == 1
+    assert "schema version 99" in said
+
+
+async def test_a_state_directory_that_is_a_file_is_refused(idle_daemon: Daemon) -> None:
+    (idle_daemon.folder / "state").write_text("")
+    status, said = await idle_daemon.run_to_its_end()
+    assert status == 1
+    assert "state_unwritable" in said
+
+
+async def test_a_read_only_state_directory_is_refused(idle_daemon: Daemon) -> None:
+    state = idle_daemon.folder / "state"
+    state.mkdir()
+    # Root may write in any folder that is not on a read-only mount.
+    script = f'mount --bind {state} {state} && mount -o remount,bind,ro {state} && exec "$@"'
+    idle_daemon.prefix = ("unshare", "--mount", "sh", "-c", script, "sh")
+    status, said = await idle_daemon.run_to_its_end()
+    assert status == 1
+    assert "state_unwritable" in said
+    assert str(state) in said
+
+
+async def test_a_runtime_directory_on_a_disk_is_refused(
+    idle_daemon: Daemon, tmp_path: Path
+) -> None:
+    idle_daemon.settings["runtime_dir"] = str(tmp_path)
+    status, said = await idle_daemon.run_to_its_end()
+    assert status == 1
+    assert "wrong_setting" in said
+    assert "tmpfs" in said
+    assert "allow_iso_on_disk" in said
+
+
+async def test_each_wrong_setting_is_named(idle_daemon: Daemon) -> None:
+    idle_daemon.settings |= {"max_jobs": 0, "colour": "red"}
+    idle_daemon.environment = {"PROVISIOND_DEADLINE_SECONDS": "soon"}
+    status, said = await idle_daemon.run_to_its_end()
+    assert status == 1
+    assert "wrong_setting" in said
+    for name in ("max_jobs", "colour", "deadline_seconds"):
+        assert name in said
+
+
+async def test_without_libvirt_it_serves_and_says_so(idle_daemon: Daemon) -> None:
+    idle_daemon.settings["libvirt_uri"] = f"qemu+unix:///system?socket={idle_daemon.folder}/none"
+    await idle_daemon.start()
+    health = await idle_daemon.get("/healthz")
+    assert health.status_code == 503
+    assert health.json()["hypervisor_connected"] is False
+    domains = await idle_daemon.get("/v1/domains")
+    assert domains.status_code == 503
+    assert domains.json()["code"] == "hypervisor_unavailable"
+
+
+async def test_systemd_hears_ready_status_watchdog_and_stopping(idle_daemon: Daemon) -> None:
+    path = idle_daemon.folder / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(path))
+        notified.setblocking(False)
+        idle_daemon.environment = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "200000"}
+        await idle_daemon.start()
+        said = ""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(10):
+            while said.count("WATCHDOG=1") < 3 or "READY=1" not in said:
+                said += (await loop.sock_recv(notified, 4096)).decode() + "\n"
+        assert "STATUS=0 unfinished jobs" in said
+        await idle_daemon.stop()
+        async with asyncio.timeout(10):
+            while "STOPPING=1" not in said:
+                said += (await loop.sock_recv(notified, 4096)).decode() + "\n"
