@@ -38,10 +38,13 @@ Address = IPv4Address | IPv6Address
 Cidr = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
+# With these the guest's file stays below 128 KiB, the most that its script reads.
 MAX_INTERFACES = 16
-MAX_PASSWORD_BYTES = 511  # crypt(3) of libxcrypt refuses more, so nobody could log in with it
+MAX_ROUTES = 32
 MAX_KEYS = 32
+MAX_KEYS_BYTES = 48 * 1024
 MAX_KEY_BYTES = 3072  # an RSA key of 16,384 bits, the longest that ssh-keygen makes, has 2,800
+MAX_PASSWORD_BYTES = 511  # crypt(3) of libxcrypt refuses more, so nobody could log in with it
 
 _LIMITED_BROADCAST = IPv4Address("255.255.255.255")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
@@ -266,7 +269,7 @@ class Interface(_Message):
     gateway4: AddressField | None = None
     gateway6: AddressField | None = None
     mtu: Annotated[int, Field(ge=576, le=65535)] | None = None
-    routes: Annotated[list[Route], Field(max_length=64)] = []
+    routes: Annotated[list[Route], Field(max_length=MAX_ROUTES)] = []
 
     @field_validator("name")
     @classmethod
@@ -370,6 +373,13 @@ class GuestConfig(_Message):
         if any(sum(gateway is not None for gateway in of) > 1 for of in _gateways(value)):
             raise ValueError("have more than one gateway4 or gateway6: there is one default route")
         return value
+
+    @field_validator("ssh_authorized_keys")
+    @classmethod
+    def _keys_fit(cls, keys: list[str]) -> list[str]:
+        if sum(len(key.encode()) for key in keys) > MAX_KEYS_BYTES:
+            raise ValueError(f"have more than {MAX_KEYS_BYTES} bytes together")
+        return keys
 
     @field_validator("password_hash")
     @classmethod

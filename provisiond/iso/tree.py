@@ -49,13 +49,15 @@ def build_tree(
     if config.password is not None:
         raise ValueError("a clear password must never reach the ISO")
     interfaces = [_with_selector(nic, first_mac) for nic in config.all_interfaces()]
-    return {
+    tree = {
         "provision.conf": _provision_conf(config, identity, interfaces),
         "README.TXT": _README.encode(),
         "meta-data": _json(_meta_data(config, identity)),
         "user-data": b"#cloud-config\n" + _json(_user_data(config)),
-        "network-config": _json(_network_config(config, interfaces)),
     }
+    if interfaces:  # an empty one would take the guest's DHCP away
+        tree["network-config"] = _json(_network_config(config, interfaces))
+    return tree
 
 
 def _with_selector(nic: Interface, first_mac: str | None) -> Interface:
@@ -140,10 +142,10 @@ def _user_data(config: GuestConfig) -> dict[str, Any]:
 
 
 def _network_config(config: GuestConfig, interfaces: list[Interface]) -> dict[str, Any]:
-    ethernets = {}
+    ethernets: dict[str, Any] = {}
     for number, nic in enumerate(interfaces):
-        entry = _ethernet(config, nic)
-        ethernets[nic.name or f"nic{number}"] = entry
+        # The key of one found by MAC only has to be unique: longer than any interface's name.
+        ethernets[nic.name or f"provisioned-nic-{number}"] = _ethernet(config, nic)
     return {"version": 2, "ethernets": ethernets}
 
 

@@ -302,7 +302,7 @@ def test_the_short_form_and_the_long_one_exclude_each_other() -> None:
         ("addresses", ["192.0.2.10/24", "192.0.2.10/25"], "twice"),
         ("addresses", [f"192.0.2.{number}/24" for number in range(1, 18)], "16"),
         ("routes", [{"to": "203.0.113.0/24", "via": "198.51.100.1"}], "outside the subnet"),
-        ("routes", [{"to": "203.0.113.0/24", "via": "192.0.2.1"}] * 65, "64"),
+        ("routes", [{"to": "203.0.113.0/24", "via": "192.0.2.1"}] * 33, "32"),
         ("typo", 1, "not permitted"),
     ],
 )
@@ -342,6 +342,7 @@ def test_a_wrong_field_of_a_route_is_named(field: str, value: object, because: s
         ("nameservers", ["192.0.2.53"] * 9, "8"),
         ("search", ["example.org"] * 17, "16"),
         ("ssh_authorized_keys", [ssh_key()] * 33, "32"),
+        ("ssh_authorized_keys", [ssh_key(comment="x" * 2900)] * 17, "49152 bytes together"),
         ("user", "Root", "user name"),
         ("user", "", "user name"),
         ("user", "root:x", "user name"),
