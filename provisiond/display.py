@@ -1,0 +1,195 @@
+"""What provisionctl shows of jobs, domains, checks and errors: for a person, and for a pipe.
+
+Names and messages come from guests and from libvirt. None of them is read as markup here, and what
+a terminal could obey is replaced before it gets there.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from provisiond.api.messages import (
+    DomainView,
+    ErrorReply,
+    EventView,
+    FailureView,
+    JobState,
+    JobView,
+)
+
+SHORT_ID = 8  # digits of a job's id that a person is shown in a table
+_COLOURS = {JobState.SUCCEEDED: "green", JobState.FAILED: "red", JobState.UNDOING: "yellow"}
+_MINUTE = 60
+
+
+def new_console(*, stderr: bool = False) -> Console:
+    """A console that takes every text as it is."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def printable(text: str) -> str:
+    """`text` without anything that a terminal could obey."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """One line, as long as it is."""
+    console.print(Text(printable(text), style=style), soft_wrap=True)
+
+
+def seconds(count: float) -> str:
+    """`count` as a person reads it: 3.2 s, or 2:05 from a minute on."""
+    if count < _MINUTE:
+        return f"{count:.1f} s"
+    return f"{int(count) // _MINUTE}:{int(count) % _MINUTE:02}"
+
+
+def time_of_day(at: datetime) -> str:
+    """The local time, to the millisecond."""
+    return at.astimezone().strftime("%H:%M:%S.%f")[:-3]
+
+
+def exact_time(at: datetime) -> str:
+    """The time in UTC as RFC 3339 writes it, to the millisecond."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def state_style(state: JobState) -> str:
+    """The colour of a state."""
+    return _COLOURS.get(state, "cyan")
+
+
+# ---------------------------------------------------------------- lists
+def show_jobs(console: Console, jobs: Sequence[JobView]) -> None:
+    """The jobs; in a pipe with their whole ids."""
+    whole = not console.is_terminal
+    rows = [
+        (
+            Text(job.id if whole else job.id[:SHORT_ID]),
+            Text(printable(job.domain)),
+            Text(job.state, style=state_style(job.state)),
+            Text(exact_time(job.created_at) if whole else _date_and_time(job.created_at)),
+            Text("" if job.failure is None else job.failure.code),
+        )
+        for job in jobs
+    ]
+    _show_rows(console, ("JOB", "DOMAIN", "STATE", "CREATED", "FAILURE"), rows)
+
+
+def show_domains(console: Console, domains: Sequence[DomainView]) -> None:
+    """The domains of the host."""
+    rows = [
+        (
+            Text(printable(domain.name)),
+            Text("-" if domain.domid is None else str(domain.domid)),
+            Text(domain.state, style="" if domain.domid is None else "green"),
+            Text(domain.uuid),
+            Text(domain.job_id or "-"),
+        )
+        for domain in domains
+    ]
+    _show_rows(console, ("DOMAIN", "ID", "STATE", "UUID", "JOB"), rows)
+
+
+def _show_rows(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+    """A table for a person; one line a row and a tab between two columns for a pipe."""
+    if not console.is_terminal:
+        for row in (columns, *rows):
+            print(*row, sep="\t", file=console.file)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _date_and_time(at: datetime) -> str:
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+# ---------------------------------------------------------------- one job
+def show_job(console: Console, job: JobView) -> None:
+    """All that is known of a job."""
+    for name, value in _facts(job):
+        style = state_style(job.state) if name == "state" else ""
+        line = Text.assemble((f"{name + ':':<13}", "bold"), (printable(value), style))
+        console.print(line, soft_wrap=True)
+    if job.history:
+        say(console, "history:", "bold")
+        for event in job.history:
+            _show_event_of_job(console, job, event)
+    if job.guest_log:
+        say(console, "guest log:", "bold")
+        for line_of_guest in job.guest_log:
+            say(console, f"  {line_of_guest}")
+
+
+def _facts(job: JobView) -> Iterator[tuple[str, str]]:
+    yield "job", job.id
+    yield "domain", f"{job.domain} ({job.domain_uuid})"
+    yield "state", job.state + (" (cancel requested)" if job.cancel_requested else "")
+    yield "request_id", job.request_id
+    yield "generation", str(job.generation)
+    yield "created", exact_time(job.created_at)
+    yield ("ended" if job.state.ended else "updated"), exact_time(job.updated_at)
+    yield "deadline", exact_time(job.deadline_at)
+    if job.target is not None:
+        yield "target", job.target
+    if job.iso_attached_seconds is not None:
+        yield "attached for", seconds(job.iso_attached_seconds)
+    if job.failure is not None:
+        yield from failure_facts(job.failure)
+    if job.proof is not None:
+        yield "proof", _proof(job)
+
+
+def failure_facts(failure: FailureView) -> Iterator[tuple[str, str]]:
+    """Why, in the guest's step if it was there, and what to do."""
+    yield "failure", f"{failure.code}: {failure.message}"
+    if failure.step is not None:
+        yield "guest's step", failure.step
+    yield "hint", failure.hint
+
+
+def _proof(job: JobView) -> str:
+    proof = job.proof
+    if proof is None:
+        return ""
+    looked_at = {
+        "disk absent from the live XML": proof.disk_absent_from_live_xml,
+        "ISO overwritten and unlinked": proof.iso_overwritten_and_unlinked,
+        "ISO's file absent": proof.iso_file_absent,
+    }
+    facts = ", ".join(f"{what}: {'yes' if true else 'no'}" for what, true in looked_at.items())
+    return f"{facts} ({exact_time(proof.at)})"
+
+
+def _show_event_of_job(console: Console, job: JobView, event: EventView) -> None:
+    since = (event.at - job.created_at).total_seconds()
+    line = Text(f"  {exact_time(event.at)}  {since:8.3f} s  ")
+    line.append(f"{event.state:<16}  ", style=state_style(event.state))
+    console.print(line.append(printable(event.detail)), soft_wrap=True)
+
+
+def show_event(console: Console, event: EventView) -> None:
+    """One line a fact: time, domain, state, what happened."""
+    at = time_of_day(event.at) if console.is_terminal else exact_time(event.at)
+    line = Text(f"{at} {printable(event.domain)} ")
+    line.append(event.state, style=state_style(event.state))
+    console.print(line.append(f" {printable(event.detail)}"), soft_wrap=True)
+
+
+# ---------------------------------------------------------------- errors
+def show_error(console: Console, error: ErrorReply) -> None:
+    """What happened, the refused fields one a line, and what to do next."""
+    what = "the request is refused" if error.fields else error.message
+    head = Text.assemble(("error: ", "bold red"), f"{error.code}: {printable(what)}")
+    console.print(head, soft_wrap=True)
+    for one in error.fields:
+        say(console, f"  {one.field}: {one.message}")
+    say(console, f"hint: {error.hint}")
