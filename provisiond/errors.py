@@ -121,6 +121,13 @@ class IsoNotWritten(ProvisionError):
     default_hint = "Make room on the runtime directory's tmpfs, then ask again."
 
 
+class IsoNotDestroyed(ProvisionError):
+    """The config ISO is detached, but it cannot be overwritten and unlinked."""
+
+    code = "iso_not_destroyed"
+    default_hint = "Make the runtime directory writable again; it is tried again until it is gone."
+
+
 class GuestFailed(ProvisionError):
     """The guest's script reported that a step failed."""
 

@@ -4,6 +4,7 @@ The functions block for well under a millisecond each on tmpfs and a few for the
 them in a thread. pycdlib has one importer: this module.
 """
 
+import errno
 import io
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from pycdlib import PyCdlib
 
-from provisiond.errors import IsoNotWritten, SettingsError
+from provisiond.errors import IsoNotDestroyed, IsoNotWritten, SettingsError
 from provisiond.iso.tree import VOLUME_LABEL
 from provisiond.plan import Plan
 
@@ -138,6 +139,7 @@ def write_iso(plan: Plan, image: bytes) -> None:
     """Put `image` at `plan.iso`, mode 0600, whole or not at all; read back before it gets its name.
 
     Raises IsoNotWritten (no room, a folder that is gone, bytes that differ); then nothing is left.
+    Raises IsoNotDestroyed where an older one cannot be removed.
     """
     try:
         destroy_iso(plan)
@@ -155,12 +157,27 @@ def write_iso(plan: Plan, image: bytes) -> None:
 
 
 def destroy_iso(plan: Plan) -> bool:
-    """Overwrite and unlink the ISO and what is half written of it; False where there was no ISO."""
+    """Overwrite and unlink the ISO and what is half written of it; False where there was no ISO.
+
+    Raises IsoNotDestroyed; it may be asked for again.
+    """
+    try:
+        return _overwrite_and_unlink(plan)
+    except OSError as error:
+        raise IsoNotDestroyed(f"cannot destroy {plan.iso}: {error.strerror}") from error
+
+
+def _overwrite_and_unlink(plan: Plan) -> bool:
     destroyed = False
     for path in (plan.iso_part, plan.iso):
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            path.unlink()  # a symbolic link is not ours; where it leads is left alone
             continue
         with _closing(descriptor):
             _write_all(descriptor, bytes(os.fstat(descriptor).st_size))
