@@ -28,7 +28,11 @@ class Threads:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            await asyncio.wait([future])
+            while not future.done():
+                try:
+                    await asyncio.wait([future])
+                except asyncio.CancelledError:
+                    pass  # cancelled again; the first time is raised below
             if not future.cancelled():
                 future.exception()  # seen: the cancellation outweighs it
             raise
