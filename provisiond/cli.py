@@ -1,9 +1,12 @@
 """provisionctl: the operator's commands, each one call of the API and its answer shown."""
 
+import asyncio
+import json
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -17,20 +20,23 @@ from provisiond.api.messages import DomainList, ErrorReply, JobList, JobState, J
 from provisiond.display import (
     new_console,
     say,
+    show_check,
     show_domains,
     show_error,
     show_event,
     show_job,
     show_jobs,
 )
+from provisiond.doctor import Check, Level, examine
 from provisiond.errors import DaemonUnreachable, ProvisionError
 from provisiond.guest_options import network, read_config, read_keys, read_secret
 from provisiond.progress import follow
-from provisiond.settings import DEFAULT_SOCKET
+from provisiond.settings import DEFAULT_CONFIG, DEFAULT_SOCKET
 
 _T = TypeVar("_T")
 
-JOB_FAILED, REFUSED, UNREACHABLE, TROUBLE, CTRL_C = 1, 3, 4, 5, 130
+JOB_FAILED = NOT_READY = 1
+REFUSED, UNREACHABLE, TROUBLE, CTRL_C = 3, 4, 5, 130
 _EXIT_CODES = """\b
 Exit status:
   0    done; with --wait and watch JOB: the job succeeded
@@ -292,6 +298,33 @@ def domains(ctx: typer.Context, as_json: _Json = False) -> None:
             _show_json(DomainList(domains=found))
         else:
             show_domains(new_console(), found)
+
+
+@app.command()
+def doctor(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"Settings; left out: {DEFAULT_CONFIG}.")
+    ] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A kernel that is booted to prove KVM.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Check whether this host has what provisiond needs, and say what to do where not."""
+    console, checks = new_console(), list[Check]()
+
+    async def run_checks() -> None:
+        async for check in examine(config=config, address=ctx.obj, kernel=kernel):
+            checks.append(check)
+            if not as_json:
+                show_check(console, check)
+
+    asyncio.run(run_checks())
+    if as_json:
+        typer.echo(json.dumps({"checks": [asdict(check) for check in checks]}, indent=2))
+    if any(check.level is Level.FAIL for check in checks):
+        raise typer.Exit(NOT_READY)
 
 
 def _wait(client: ProvisiondClient, job: JobView, *, as_json: bool) -> None:

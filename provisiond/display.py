@@ -19,9 +19,11 @@ from provisiond.api.messages import (
     JobState,
     JobView,
 )
+from provisiond.doctor import Check, Level
 
 SHORT_ID = 8  # digits of a job's id that a person is shown in a table
 _COLOURS = {JobState.SUCCEEDED: "green", JobState.FAILED: "red", JobState.UNDOING: "yellow"}
+_LEVEL_COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 _MINUTE = 60
 
 
@@ -184,7 +186,18 @@ def show_event(console: Console, event: EventView) -> None:
     console.print(line.append(f" {printable(event.detail)}"), soft_wrap=True)
 
 
-# ---------------------------------------------------------------- errors
+# ---------------------------------------------------------------- checks, errors
+def show_check(console: Console, check: Check) -> None:
+    """One line a check, and a second where there is something to do."""
+    line = Text.assemble(
+        (f"{check.level:<5}", _LEVEL_COLOURS[check.level]),
+        f"{check.name + ':':<20}{printable(check.found)}",
+    )
+    console.print(line, soft_wrap=True)
+    if check.todo:
+        say(console, f"{'':<25}→ {check.todo}", "dim")
+
+
 def show_error(console: Console, error: ErrorReply) -> None:
     """What happened, the refused fields one a line, and what to do next."""
     what = "the request is refused" if error.fields else error.message
