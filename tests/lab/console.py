@@ -27,7 +27,10 @@ class Console:
         self._lock = asyncio.Lock()
 
     async def run(self, command: str) -> Answer:
-        """Runs `command` in a shell of its own, without input; it may be any text sh accepts."""
+        """Runs `command` in a shell of its own, without input; it may be any text.
+
+        A command that ends the guest, or reboots it, gets no answer.
+        """
         marker = uuid.uuid4().hex
         line = f"sh -c {shlex.quote(command)} </dev/null 2>&1; printf '\\n{marker} %d\\n' $?\n"
         async with self._lock:
