@@ -81,14 +81,16 @@ class Store:
         self._last_seq = await self._call(self._open)
 
     async def close(self) -> None:
-        """Close the file after the last call."""
-        if self._connection is not None:
-            await self._threads.call(self._connection.close)
+        """Close the file after the last call; may be asked for twice."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._threads.call(connection.close)
         self._threads.close()
 
     def _open(self) -> int:
         try:
             self._file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            _refuse_foreign(self._file)
             with self._file.open("ab"):
                 pass
             self._file.chmod(0o600)
@@ -196,17 +198,22 @@ class Store:
         seq = self._last_seq if seq is None else seq
         while self._following:
             seen = self._last_seq
+            ended = job_id is not None and await self._has_ended(job_id)
             events = await self.events_after(seq, job_id=job_id)
             for event in events:
                 seq = event.seq
                 yield event
-                if job_id is not None and event.state.ended:
-                    return
+            if not events and ended:
+                return
             if not events:
                 async with self._changed:
                     await self._changed.wait_for(
                         lambda: self._last_seq > seen or not self._following  # noqa: B023
                     )
+
+    async def _has_ended(self, job_id: str) -> bool:
+        job = await self.find(job_id)
+        return job is None or job.state.ended
 
     async def stop_following(self) -> None:
         """End every `follow`: the daemon stops."""
@@ -242,12 +249,13 @@ class Store:
 
     # ------------------------------------------------------------ the one thread
     async def _write(self, function: Callable[..., int], *args: object) -> None:
-        seq = await self._call(self._transaction, function, args)
-        async with self._changed:
-            self._last_seq = max(self._last_seq, seq)
-            self._changed.notify_all()
+        try:
+            await self._call(self._transaction, function, args)
+        finally:  # a cancelled caller's facts are stored as well
+            async with self._changed:
+                self._changed.notify_all()
 
-    def _transaction(self, function: Callable[..., int], args: Sequence[object]) -> int:
+    def _transaction(self, function: Callable[..., int], args: Sequence[object]) -> None:
         connection = self._open_connection()
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -257,7 +265,7 @@ class Store:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        return seq
+        self._last_seq = max(self._last_seq, seq)
 
     async def _call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
@@ -288,17 +296,31 @@ def _add_events(connection: sqlite3.Connection, job: Job, facts: Sequence[Fact])
     return seq
 
 
+def _refuse_foreign(file: Path) -> None:
+    """Refuse a file of something else by its header (sqlite.org/fileformat2.html, 1.3).
+
+    SQLite is not asked: it would play back or remove what lies beside a database.
+    """
+    if not file.exists() or file.with_name(f"{file.name}-journal").exists():
+        return  # absent, or ours and killed while it was made: SQLite takes it back first
+    with file.open("rb") as opened:
+        header = opened.read(100)
+    application = int.from_bytes(header[68:72], "big")
+    if header and (header[:16] != b"SQLite format 3\0" or application != _APPLICATION_ID):
+        raise StateUnusable(f"{file} is no state file of provisiond")
+
+
 def _check_or_make_schema(connection: sqlite3.Connection, file: Path) -> None:
     """Take an empty file or one of ours; refuse everything else without a write to it."""
-    if file.stat().st_size == 0:
-        connection.execute("PRAGMA journal_mode = WAL")
+    if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
+        # Before the change to WAL, so that the file is empty or whole whenever this is killed.
         connection.executescript(
             f"BEGIN; PRAGMA application_id = {_APPLICATION_ID};"
             f"PRAGMA user_version = {_SCHEMA_VERSION}; {_SCHEMA} COMMIT;"
         )
     else:
         _check_file(connection, file)
-        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 

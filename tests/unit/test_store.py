@@ -1,0 +1,507 @@
+"""The store: what it has said yes to is there after any end, and it never spoils a file."""
+
+import asyncio
+import errno
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from provisiond.api.messages import JobState
+from provisiond.errors import DomainBusy, RequestConflict, StateUnusable, StateUnwritable
+from provisiond.job import Event, Failure, Job, Proof, advance
+from provisiond.store import Fact, Store
+
+S = JobState
+SOON = 10.0  # seconds; far more than any of this takes
+
+
+def job_of(number: int, *, domain: int | None = None, created_at: float = 1.0) -> Job:
+    domain = number if domain is None else domain
+    return Job(
+        id=f"{number:032x}",
+        request_id=f"r-{number}",
+        domain=f"web{domain}",
+        domain_uuid=f"00000000-0000-0000-0000-{domain:012x}",
+        generation=number,
+        request={"request_id": f"r-{number}", "config": {"hostname": "web"}},
+        created_at=created_at,
+        updated_at=created_at,
+        deadline_at=601.0,
+    )
+
+
+def failed(job: Job) -> Job:
+    undoing = advance(job, S.UNDOING, at=5.0, failure=Failure("cancelled", "m", "h", "network"))
+    return advance(undoing, S.FAILED, at=6.0, proof=Proof(True, True, True, 6.0))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "provisiond.sqlite"
+
+
+@pytest.fixture
+async def store(file: Path) -> AsyncIterator[Store]:
+    store = Store(file)
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of half a mebibyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def make_read_only(mount: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
+
+
+def fill_up(filler: Path) -> None:
+    """Take all the room that is left."""
+    with filler.open("wb", buffering=0) as full:
+        try:
+            while True:
+                full.write(bytes(4096))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC  # noqa: PT017 - the way out of the loop
+
+
+def run_python(program: str, argument: Path) -> bytes:
+    """What a Python of its own says; it must end well."""
+    argv: list[str | Path] = [sys.executable, "-c", program, argument]
+    return subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=60).stdout
+
+
+async def reopened(file: Path) -> tuple[list[Job], list[Event]]:
+    """All that a new daemon would find."""
+    store = Store(file)
+    try:
+        await store.open()
+        return await store.newest(100), await store.events_after(0, limit=100_000)
+    finally:
+        await store.close()
+
+
+async def refused(file: Path) -> StateUnusable:
+    """The error of a file that is refused; asserts that not a byte and not its mode changed."""
+    before, mode = file.read_bytes(), file.stat().st_mode
+    store = Store(file)
+    with pytest.raises(StateUnusable) as caught:
+        await store.open()
+    await store.close()
+    assert file.read_bytes() == before
+    assert file.stat().st_mode == mode
+    assert str(file) in str(caught.value)
+    return caught.value
+
+
+# ---------------------------------------------------------------- keeping
+async def test_a_job_comes_back_as_it_was_stored(store: Store, file: Path) -> None:
+    job = job_of(1)
+    await store.insert(job, "request accepted")
+    assert await store.find(job.id) == job
+    later = replace(
+        failed(job), target="sda", attached_at=2.5, detached_at=3.5, guest_log=("one", "zwei ü")
+    )
+    await store.save(later, [Fact(S.UNDOING, "undoing"), Fact(S.FAILED, "undone")])
+    assert await store.find(job.id) == await store.find_request("r-1") == later
+    await store.close()
+    jobs, events = await reopened(file)
+    assert jobs == [later]
+    assert [(e.seq, e.at, e.state, e.detail) for e in events] == [
+        (1, 1.0, S.ACCEPTED, "request accepted"),
+        (2, 6.0, S.UNDOING, "undoing"),
+        (3, 6.0, S.FAILED, "undone"),
+    ]
+    assert {(e.job_id, e.domain) for e in events} == {(job.id, "web1")}
+
+
+async def test_what_is_not_there_is_none(store: Store) -> None:
+    assert await store.find("0" * 32) is None
+    assert await store.find_request("r-1") is None
+    assert await store.unfinished_of("x") is None
+    assert await store.last_generation("x") == 0
+    assert await store.unfinished() == await store.newest(10) == []
+    assert await store.events_after(0) == []
+
+
+async def test_the_file_is_its_owners_alone(store: Store, file: Path) -> None:
+    await store.insert(job_of(1), "x")
+    for path in file.parent.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+async def test_a_domain_has_one_unfinished_job(store: Store) -> None:
+    first = job_of(1, domain=7)
+    await store.insert(first, "x")
+    assert await store.unfinished_of(first.domain_uuid) == first
+    with pytest.raises(DomainBusy, match="web7"):
+        await store.insert(job_of(2, domain=7), "x")
+    await store.insert(job_of(3, domain=8), "x")
+    await store.save(failed(first), [Fact(S.FAILED, "x")])
+    assert await store.unfinished_of(first.domain_uuid) is None
+    await store.insert(job_of(2, domain=7), "x")
+    assert {job.generation for job in await store.unfinished()} == {2, 3}
+    assert await store.last_generation(first.domain_uuid) == 2
+
+
+async def test_a_request_id_is_taken_for_ever(store: Store) -> None:
+    first = job_of(1)
+    await store.insert(first, "x")
+    await store.save(failed(first), [Fact(S.FAILED, "x")])
+    with pytest.raises(RequestConflict, match="r-1"):
+        await store.insert(replace(job_of(2), request_id="r-1"), "x")
+
+
+async def test_a_refused_job_leaves_nothing(store: Store) -> None:
+    await store.insert(job_of(1, domain=7), "x")
+    with pytest.raises(DomainBusy):
+        await store.insert(job_of(2, domain=7), "never")
+    assert await store.find(job_of(2).id) is None
+    assert [event.detail for event in await store.events_after(0)] == ["x"]
+
+
+async def test_one_of_many_inserts_for_one_domain_wins(store: Store) -> None:
+    jobs = [job_of(number, domain=7) for number in range(20)]
+    tries = [store.insert(job, "x") for job in jobs]
+    answers = await asyncio.gather(*tries, return_exceptions=True)
+    assert sorted(type(answer).__name__ for answer in answers) == ["DomainBusy"] * 19 + ["NoneType"]
+    assert len(await store.unfinished()) == 1
+
+
+async def test_a_cancel_that_was_asked_for_outlives_later_saves(store: Store) -> None:
+    job = job_of(1)
+    await store.insert(job, "x")
+    await store.request_cancel(job.id)
+    await store.save(advance(job, S.DISKS_CREATED, at=2.0), [Fact(S.DISKS_CREATED, "x")])
+    found = await store.find(job.id)
+    assert found is not None
+    assert found.cancel_requested
+
+
+async def test_jobs_are_listed_newest_first_and_resumed_oldest_first(store: Store) -> None:
+    for number, created_at in ((1, 30.0), (2, 10.0), (3, 20.0)):
+        await store.insert(job_of(number, created_at=created_at), "x")
+    assert [job.generation for job in await store.newest(2)] == [1, 3]
+    assert [job.generation for job in await store.unfinished()] == [2, 3, 1]
+
+
+async def test_the_start_of_an_id_finds_two_jobs_at_most(store: Store) -> None:
+    for number in (0x10, 0x20, 0x30):
+        await store.insert(replace(job_of(number), id=f"{number:x}".ljust(32, "a")), "x")
+    assert [job.generation for job in await store.find_by_prefix("20")] == [0x20]
+    assert len(await store.find_by_prefix("")) == 2
+    assert await store.find_by_prefix("4") == []
+
+
+async def test_events_are_read_from_where_the_reader_was(store: Store) -> None:
+    for number in (1, 2):
+        await store.insert(job_of(number), f"job {number}")
+    await store.save(job_of(1), [Fact(S.ACCEPTED, "a"), Fact(S.ACCEPTED, "b")])
+    of_all = await store.events_after(1)
+    assert [(event.seq, event.detail) for event in of_all] == [(2, "job 2"), (3, "a"), (4, "b")]
+    of_one = await store.events_after(0, job_id=job_of(1).id, limit=2)
+    assert [event.seq for event in of_one] == [1, 3]
+
+
+# ---------------------------------------------------------------- following
+async def take(events: AsyncIterator[Event], count: int) -> list[int]:
+    async with asyncio.timeout(SOON):
+        return [(await anext(events)).seq for _ in range(count)]
+
+
+async def test_a_follower_has_every_event_once_and_in_order(store: Store) -> None:
+    await store.insert(job_of(1), "x")
+    events = store.follow(0)
+    assert await take(events, 1) == [1]
+    following = asyncio.create_task(take(events, 40))
+    for _ in range(20):
+        await store.save(job_of(1), [Fact(S.ACCEPTED, "a"), Fact(S.ACCEPTED, "b")])
+    assert await following == list(range(2, 42))
+
+
+async def test_a_follower_from_now_on_hears_nothing_old(store: Store) -> None:
+    await store.insert(job_of(1), "old")
+    following = asyncio.create_task(take(store.follow(None), 1))
+    await asyncio.sleep(0)  # it starts
+    await store.insert(job_of(2), "new")
+    assert await following == [2]
+
+
+async def test_following_a_job_ends_with_its_last_event(store: Store) -> None:
+    job = job_of(1)
+    await store.insert(job, "x")
+
+    async def follow() -> list[int]:
+        return [event.seq async for event in store.follow(0, job_id=job.id)]
+
+    following = asyncio.create_task(follow())
+    await store.insert(job_of(2), "another job's")
+    await store.save(failed(job), [Fact(S.UNDOING, "a"), Fact(S.FAILED, "b")])
+    async with asyncio.timeout(SOON):
+        assert await following == [1, 3, 4]
+
+
+async def test_following_an_ended_job_from_its_last_event_ends_at_once(store: Store) -> None:
+    """A client that comes back with the Last-Event-ID that ended its stream."""
+    job = job_of(1)
+    await store.insert(job, "x")
+    await store.save(failed(job), [Fact(S.FAILED, "b")])
+    async with asyncio.timeout(SOON):
+        assert [event async for event in store.follow(2, job_id=job.id)] == []
+
+
+async def test_every_follower_ends_when_the_daemon_stops(store: Store) -> None:
+    async def follow() -> int:
+        return len([event async for event in store.follow(None)])
+
+    followers = [asyncio.create_task(follow()) for _ in range(3)]
+    await asyncio.sleep(0)
+    await store.stop_following()
+    async with asyncio.timeout(SOON):
+        assert await asyncio.gather(*followers) == [0, 0, 0]
+
+
+async def test_a_follower_hears_what_a_cancelled_caller_has_stored(store: Store) -> None:
+    await store.insert(job_of(1), "x")
+    following = asyncio.create_task(take(store.follow(1), 1))
+    saving = asyncio.create_task(store.save(job_of(1), [Fact(S.ACCEPTED, "stored")]))
+    await asyncio.sleep(0)  # its transaction is on its way, and cannot be taken back
+    saving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+    assert await following == [2]
+
+
+# ---------------------------------------------------------------- files that are refused
+async def a_whole_file(file: Path, *, jobs: int = 40) -> None:
+    store = Store(file)
+    await store.open()
+    for number in range(jobs):
+        await store.insert(replace(job_of(number), request={"x": "y" * 2000}), "x")
+    await store.close()
+
+
+async def test_what_is_no_database_is_refused(file: Path) -> None:
+    file.parent.mkdir()
+    for content in (b"x", b"not a database at all, but a text\n" * 100, bytes(8192)):
+        file.write_bytes(content)
+        error = await refused(file)
+        assert "is no state file of provisiond" in str(error)
+
+
+async def test_a_database_of_something_else_is_refused(file: Path) -> None:
+    file.parent.mkdir()
+    connection = sqlite3.connect(file)
+    connection.executescript("CREATE TABLE jobs (id TEXT); INSERT INTO jobs VALUES ('precious')")
+    connection.close()
+    assert "is no state file of provisiond" in str(await refused(file))
+
+
+async def test_a_database_of_something_else_keeps_its_write_ahead_log(file: Path) -> None:
+    """Whoever opens such a database and closes it again moves its log into it."""
+    file.parent.mkdir()
+    program = (
+        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "c.execute('PRAGMA journal_mode = WAL'); c.execute('CREATE TABLE t (x)'); os._exit(0)"
+    )
+    run_python(program, file)
+    log = file.with_name(file.name + "-wal")
+    before = log.read_bytes()
+    await refused(file)
+    assert log.read_bytes() == before
+
+
+async def test_a_newer_file_is_refused(file: Path) -> None:
+    await a_whole_file(file)
+    connection = sqlite3.connect(file)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    error = await refused(file)
+    assert "version 99" in str(error)
+    assert "Run the provisiond that wrote it" in error.hint
+
+
+@pytest.mark.parametrize("keep", [1, 99, 100, 4096, 3 * 4096, 0.5, 0.9])
+async def test_a_file_that_was_cut_short_is_refused(file: Path, keep: float) -> None:
+    await a_whole_file(file)
+    size = keep if isinstance(keep, int) else int(file.stat().st_size * keep)
+    os.truncate(file, size)
+    await refused(file)
+
+
+async def test_a_file_with_a_damaged_page_is_refused(file: Path) -> None:
+    await a_whole_file(file)
+    pages = file.stat().st_size // 4096
+    whole = file.read_bytes()
+    for page in (1, 2, pages // 2):
+        damaged = bytearray(whole)
+        damaged[page * 4096 : page * 4096 + 512] = b"\xa5" * 512
+        file.write_bytes(damaged)
+        await refused(file)
+
+
+async def test_a_job_that_cannot_be_read_is_told(file: Path) -> None:
+    await a_whole_file(file, jobs=1)
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("UPDATE jobs SET job = '{}'")
+    connection.close()
+    with pytest.raises(StateUnusable, match="cannot be read"):
+        await reopened(file)
+
+
+# ---------------------------------------------------------------- places that are refused
+async def test_a_place_that_is_no_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StateUnwritable, match=r"Not a directory|File exists"):
+        await reopened(tmp_path / "file" / "provisiond.sqlite")
+
+
+async def test_a_read_only_place_is_told(small_tmpfs: Path) -> None:
+    file = small_tmpfs / "provisiond.sqlite"
+    await a_whole_file(file, jobs=1)
+    make_read_only(small_tmpfs)
+    with pytest.raises(StateUnwritable, match="Read-only file system"):
+        await reopened(file)
+
+
+async def test_a_full_disk_is_told_and_forgets_nothing(small_tmpfs: Path) -> None:
+    file, filler = small_tmpfs / "provisiond.sqlite", small_tmpfs / "filler"
+    store = Store(file)
+    await store.open()
+    await store.insert(job_of(1), "before")
+    fill_up(filler)
+    big = replace(job_of(2), request={"x": "y" * 50_000})
+    with pytest.raises(StateUnwritable, match="full"):
+        await store.insert(big, "no room")
+    assert await store.newest(10) == [job_of(1)], "what is there can be read"
+    filler.unlink()
+    await store.insert(big, "room again")
+    await store.close()
+    jobs, events = await reopened(file)
+    assert {job.generation for job in jobs} == {1, 2}
+    assert [event.detail for event in events] == ["before", "room again"]
+
+
+# ---------------------------------------------------------------- sudden ends
+WRITER = """
+import asyncio, itertools, sys
+from pathlib import Path
+from provisiond.store import Fact, Store
+from tests.unit.test_store import S, job_of
+
+async def write():
+    store = Store(Path(sys.argv[1]))
+    await store.open()
+    start = int(sys.argv[2])
+    for number in itertools.count(start):
+        job = job_of(number)
+        await store.insert(job, "accepted")
+        facts = [Fact(S.ACCEPTED, f"{number} {part}") for part in ("one", "two")]
+        await store.save(job, facts)
+        print(number, flush=True)
+
+asyncio.run(write())
+"""
+
+
+async def test_kill_9_in_mid_stream_loses_nothing_that_was_acknowledged(file: Path) -> None:
+    start = 0
+    for round_ in range(3):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", WRITER, str(file), str(start)), stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(SOON * 3):
+            for _ in range(20 + round_):
+                await process.stdout.readline()
+            process.send_signal(signal.SIGKILL)
+            rest = await process.stdout.read()
+            await process.wait()
+        acknowledged = start + 20 + round_ + rest.count(b"\n")
+        store = Store(file)
+        await store.open()
+        jobs = await store.unfinished()
+        details = [event.detail for event in await store.events_after(0, limit=100_000)]
+        await store.close()
+        assert len(jobs) >= acknowledged
+        for number in range(acknowledged):
+            assert details.count(f"{number} one") == details.count(f"{number} two") == 1
+        # a transaction is there whole or not at all
+        assert sum("one" in detail for detail in details) == sum("two" in d for d in details)
+        assert details.count("accepted") == len(jobs)
+        start = len(jobs)
+
+
+MAKER = """
+import os, signal, sqlite3, sys
+from pathlib import Path
+from provisiond.store import Store
+
+connect = sqlite3.connect
+
+def killed_at(statement):
+    left = [statement]
+    def count(_):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def connect_and_count(*arguments, **options):
+        connection = connect(*arguments, **options)
+        connection.set_trace_callback(count)
+        return connection
+    sqlite3.connect = connect_and_count
+
+for statement in range(1000):
+    file = Path(sys.argv[1]) / str(statement)
+    if (child := os.fork()) == 0:
+        killed_at(statement)
+        Store(file)._open()
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+print(statement)
+"""
+
+
+async def test_kill_9_at_any_statement_of_the_making_leaves_a_file_that_opens(
+    tmp_path: Path,
+) -> None:
+    kills = int(run_python(MAKER, tmp_path))
+    assert kills > 10
+    for statement in range(kills + 1):
+        store = Store(tmp_path / str(statement))
+        await store.open()
+        await store.insert(job_of(1), "x")
+        assert await store.unfinished() == [job_of(1)]
+        await store.close()
+
+
+async def test_a_making_that_was_cut_short_in_its_commit_is_made_again(file: Path) -> None:
+    """The journal is on the disk and the database half written: what SQLite calls hot."""
+    file.parent.mkdir()
+    program = (
+        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        # so small a cache writes pages before the commit, after it has synced the journal
+        "c.execute('PRAGMA cache_size = 1'); c.execute('PRAGMA cache_spill = 1');"
+        "c.execute('BEGIN'); c.execute('CREATE TABLE t (x)');"
+        "[c.execute('INSERT INTO t VALUES (zeroblob(9000))') for _ in range(50)]; os._exit(0)"
+    )
+    run_python(program, file)
+    assert file.stat().st_size > 0
+    assert file.with_name(file.name + "-journal").exists()
+    assert await reopened(file) == ([], [])
