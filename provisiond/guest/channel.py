@@ -9,11 +9,18 @@ the order that counts. `cancel` reads what the guest has said up to then and nev
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from provisiond.errors import GuestLost
+from provisiond.errors import (
+    DomainNotFound,
+    DomainNotRunning,
+    GuestLost,
+    NoGuestChannel,
+    ProvisionError,
+)
 from provisiond.guest.verdict import (
     MAX_WORD,
     Done,
@@ -41,12 +48,16 @@ class ChannelSignal:
         self._hello: str | None = None
         self._verdict: Verdict | None = None
         self._closed = False
+        self._in_long_line = False
 
     async def listen(self) -> None:
         """Connect; from now on every word the guest says is kept until it is read."""
         if self._reader is not None or self._closed:
             return
-        path = await self._find_socket()
+        try:
+            path = await self._find_socket()
+        except (DomainNotFound, DomainNotRunning, NoGuestChannel) as error:
+            raise GuestLost(f"the guest cannot speak: {error}") from error
         try:
             self._reader, self._writer = await asyncio.open_unix_connection(
                 path, limit=2 * MAX_WORD
@@ -71,7 +82,7 @@ class ChannelSignal:
         try:
             async with asyncio.timeout(_LAST_WORD_SECONDS):
                 return await self.verdict()
-        except (TimeoutError, GuestLost):
+        except (TimeoutError, ProvisionError):  # what cannot be read now never counts
             return None
         finally:
             await self.close()
@@ -83,9 +94,7 @@ class ChannelSignal:
     async def close(self) -> None:
         """Let go of the socket; the guest's writes block from now on."""
         self._closed = True
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = self._reader = None
+        await self._let_go()
 
     async def _hear(self) -> None:
         """Take one line from the guest. Whatever is no word of this job is passed over."""
@@ -96,11 +105,14 @@ class ChannelSignal:
             untrusted_line = await self._reader.readuntil(b"\n")
         except asyncio.LimitOverrunError as error:  # longer than any word: drop what has come
             await self._reader.readexactly(error.consumed)
+            self._in_long_line = True
             return
         except (asyncio.IncompleteReadError, OSError) as error:
             await self._let_go()
             raise GuestLost("the guest's channel has closed: the domain was stopped") from error
-        self._keep(untrusted_line)
+        if not self._in_long_line:
+            self._keep(untrusted_line)
+        self._in_long_line = False
 
     def _keep(self, untrusted_line: bytes) -> None:
         match parse_word(untrusted_line, nonce=self._nonce):
@@ -112,6 +124,10 @@ class ChannelSignal:
                 self._verdict = self._verdict or verdict
 
     async def _let_go(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer = self._reader = None
+        """Returns when the socket is closed: what is said from now on is for the next listener."""
+        writer, self._writer, self._reader = self._writer, None, None
+        self._in_long_line = False
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(OSError):  # the other end was the first to go
+                await writer.wait_closed()

@@ -1,0 +1,92 @@
+"""The other end of each GuestSignal: what plays the guest, and how an adapter is made for it."""
+
+import contextlib
+import queue
+import socket
+import threading
+from pathlib import Path
+from typing import Protocol
+
+from provisiond.errors import DomainNotRunning
+from provisiond.guest.channel import ChannelSignal
+from provisiond.ports import GuestSignal
+
+NONCE = "0123456789abcdef0123456789abcdef"
+
+
+class GuestEnd(Protocol):
+    """A guest that can speak; every new GuestSignal for it is a daemon that was started anew."""
+
+    def signal(self, *, nonce: str = NONCE) -> GuestSignal:
+        """An adapter for the job with this nonce."""
+
+    def say(self, *lines: str) -> None:
+        """Words, one a line; returns before anybody has heard them."""
+
+    def die(self) -> None:
+        """The domain is gone, and with it all that nobody has heard."""
+
+    def close(self) -> None:
+        """Let go of everything; may be called after `die`."""
+
+
+class ChannelGuest:
+    """QEMU's socket chardev: one client at a time; what is said waits until a client is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "org.provisiond.0"
+        self._said: queue.Queue[bytes | None] = queue.Queue()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(self.path))
+        self._listener.listen(1)
+        self._client: socket.socket | None = None
+        self._dead = False
+        self.sent = 0  # bytes that a client, or the kernel for it, has taken
+        self._thread = threading.Thread(target=self._serve, name="chardev")
+        self._thread.start()
+
+    def signal(self, *, nonce: str = NONCE) -> GuestSignal:
+        return ChannelSignal(nonce=nonce, find_socket=self._find_socket)
+
+    def say(self, *lines: str) -> None:
+        self.write("".join(f"{line}\n" for line in lines).encode())
+
+    def write(self, raw: bytes) -> None:
+        """Bytes as they are, newline or not."""
+        self._said.put(raw)
+
+    def die(self) -> None:
+        self._dead = True
+        self._said.put(None)
+        for end in (self._listener, self._client):
+            if end is not None:
+                with contextlib.suppress(OSError):  # a client that has gone already
+                    end.shutdown(socket.SHUT_RDWR)  # wakes accept and send
+        self._thread.join()
+
+    def close(self) -> None:
+        self.die()
+
+    async def _find_socket(self) -> Path:
+        if self._dead:
+            raise DomainNotRunning("web1: the domain is off")
+        return self.path
+
+    def _serve(self) -> None:
+        with self._listener, contextlib.suppress(OSError):  # shut down: the domain is gone
+            said: bytes | None = b""
+            while said is not None and not self._dead:
+                self._client, _ = self._listener.accept()
+                said = self._serve_client(self._client, said)
+
+    def _serve_client(self, client: socket.socket, said: bytes | None) -> bytes | None:
+        """Send until the client has gone; what it did not take is for the next one."""
+        with client:
+            while said is not None:
+                try:
+                    client.sendall(said)
+                    self.sent += len(said)
+                except OSError:
+                    break
+                said = self._said.get()
+        return said
