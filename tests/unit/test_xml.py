@@ -1,0 +1,207 @@
+"""Domain and disk XML: what libvirt wrote is read, and libvirt takes what is built."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from provisiond.plan import CHANNEL_NAME
+from provisiond.virt.xml import (
+    SCSI_TARGETS,
+    XEN_TARGETS,
+    Disk,
+    DomainXml,
+    ScsiController,
+    build_scsi_cdrom,
+    build_scsi_controller,
+    build_xen_disk,
+    free_targets,
+    free_unit,
+    parse_domain,
+)
+from tests.lab.domain import Guest, domain_xml
+from tests.lab.initramfs import GuestFiles
+
+UUID = "5f3a0f5e-2a6b-4d5c-9d8e-0f6a1c2b3d4e"
+ISO = Path("/run/provisiond/iso/0123456789abcdef0123456789abcdef.iso")
+
+
+def domain_with(*devices: str, kind: str = "test") -> str:
+    return (
+        f"<domain type='{kind}'><name>web1</name><uuid>{UUID}</uuid><memory>1024</memory>"
+        f"<os><type>hvm</type></os><devices>{''.join(devices)}</devices></domain>"
+    )
+
+
+def disk(target: str, *, bus: str, file: str = "/x.img", address: str = "") -> str:
+    return (
+        f"<disk type='file' device='disk'><source file='{file}'/>"
+        f"<target dev='{target}' bus='{bus}'/>{address}</disk>"
+    )
+
+
+def drive(controller: int, unit: int) -> str:
+    return f"<address type='drive' controller='{controller}' bus='0' target='0' unit='{unit}'/>"
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[Any]:
+    """libvirt's test driver: the real parser and the real writer, over nothing."""
+    connection = libvirt.open("test:///default")
+    yield connection
+    connection.close()
+
+
+def as_libvirt_writes(connection: Any, xml: str) -> DomainXml:
+    """What libvirt makes of a domain: defined, dumped, and undefined again."""
+    domain = connection.defineXML(xml)
+    try:
+        return parse_domain(domain.XMLDesc())
+    finally:
+        domain.undefine()
+
+
+# ---------------------------------------------------------------- reading
+def test_what_libvirt_wrote_is_read(connection: Any) -> None:
+    read = as_libvirt_writes(
+        connection,
+        domain_with(
+            disk("vda", bus="virtio", file="/var/lib/a&lt;b&amp;c.img"),
+            disk("sdb", bus="scsi", address=drive(1, 3)),
+            "<disk type='block' device='disk'><source dev='/dev/sdx'/><target dev='vdb'/></disk>",
+            "<disk type='file' device='cdrom'><target dev='hdc' bus='ide'/></disk>",
+            "<controller type='scsi' index='0' model='lsilogic'/>",
+            "<controller type='scsi' index='1' model='virtio-scsi'/>",
+            "<controller type='usb' index='2'/>",
+            "<interface type='network'><mac address='52:54:00:AA:BB:01'/>"
+            "<source network='default'/></interface>",
+            "<interface type='user'><mac address='52:54:00:aa:bb:02'/></interface>",
+            "<channel type='unix'><source mode='bind' path='/run/x.sock'/>"
+            f"<target type='virtio' name='{CHANNEL_NAME}'/></channel>",
+            "<channel type='unix'><source mode='bind' path='/run/y.sock'/>"
+            "<target type='virtio' name='org.qemu.guest_agent.0'/></channel>",
+        ),
+    )
+    assert (read.name, read.uuid, read.kind, read.is_xen) == ("web1", UUID, "test", False)
+    found = {disk.target: disk for disk in read.disks}
+    assert set(found) == {"vda", "sdb", "vdb", "hdc"}
+    assert found["vda"].source == Path("/var/lib/a<b&c.img")
+    assert found["sdb"] == Disk("sdb", Path("/x.img"), 1, 3)
+    assert found["vdb"].source is None
+    assert found["hdc"].source is None
+    assert read.scsi_controllers == (
+        ScsiController(0, "lsilogic"),
+        ScsiController(1, "virtio-scsi"),
+    )
+    assert (read.virtio_scsi, read.next_scsi_index) == (1, 2)
+    assert read.macs == ("52:54:00:aa:bb:01", "52:54:00:aa:bb:02")
+    assert read.channel(CHANNEL_NAME) == Path("/run/x.sock")
+    assert read.channel("org.provisiond.1") is None
+
+
+def test_the_tests_own_guests_are_read() -> None:
+    guest = Guest("web1")
+    files = GuestFiles(kernel=Path("/vmlinuz"), initramfs=Path("/initramfs"))
+    read = parse_domain(domain_xml(guest, files=files, folder=Path("/x")))
+    assert (read.name, read.uuid, read.macs) == (guest.name, guest.uuid, (guest.mac,))
+    assert read.virtio_scsi == 0
+    assert read.channel(CHANNEL_NAME) is None, "before it starts nobody knows the path"
+
+
+def test_a_xen_domain_is_told_apart() -> None:
+    assert parse_domain(domain_with(kind="xen")).is_xen
+    assert not parse_domain(domain_with(kind="kvm")).is_xen
+
+
+def test_a_domain_with_nothing_is_read() -> None:
+    read = parse_domain("<domain type='qemu'><name>bare</name></domain>")
+    assert (read.disks, read.macs, read.channels, read.virtio_scsi) == ((), (), (), None)
+    assert read.next_scsi_index == 0
+
+
+@pytest.mark.parametrize("xml", ["", "<domain", "<network/>", "no XML", "<domain/><domain/>"])
+def test_what_is_no_domain_is_refused(xml: str) -> None:
+    with pytest.raises(ValueError, match=r"no XML|where a <domain> was expected"):
+        parse_domain(xml)
+
+
+def test_a_disk_is_found_by_its_whole_path() -> None:
+    read = parse_domain(domain_with(disk("sda", bus="scsi", file=str(ISO))))
+    assert read.disk_of(ISO) == read.disks[0]
+    assert read.disk_of(Path(f"{ISO}.part")) is None
+    assert read.disk_of(Path(ISO.name)) is None
+
+
+# ---------------------------------------------------------------- targets and units
+def test_the_targets_of_each_hypervisor_come_best_first() -> None:
+    assert free_targets(parse_domain(domain_with(kind="xen"))) == list(XEN_TARGETS)
+    assert XEN_TARGETS[0] == "xvdp"
+    assert XEN_TARGETS[-1] == "xvde"
+    assert free_targets(parse_domain(domain_with())) == list(SCSI_TARGETS)
+
+
+def test_a_target_that_is_taken_in_any_view_is_not_free() -> None:
+    live = parse_domain(domain_with(disk("sda", bus="scsi"), disk("vda", bus="virtio")))
+    inactive = parse_domain(domain_with(disk("sdb", bus="sata")))
+    assert free_targets(live, inactive)[0] == "sdc"
+    everything = [disk(target, bus="xen") for target in XEN_TARGETS]
+    assert free_targets(parse_domain(domain_with(*everything, kind="xen"))) == []
+
+
+@given(st.sets(st.integers(0, 20)), st.sets(st.integers(0, 20)))
+def test_a_free_unit_is_the_lowest_that_nobody_has(here: set[int], there: set[int]) -> None:
+    disks = [disk(f"sd{unit}", bus="scsi", address=drive(1, unit)) for unit in here]
+    disks += [disk(f"se{unit}", bus="scsi", address=drive(0, unit)) for unit in there]
+    unit = free_unit(parse_domain(domain_with(*disks)), 1)
+    assert unit not in here
+    assert set(range(unit)) <= here
+
+
+# ---------------------------------------------------------------- building
+# What XML can hold at all, with everything that means something in it.
+NAMES = st.text(
+    st.sampled_from("&<>\"'/ =;%$\\") | st.characters(categories=["L", "N", "P", "S", "Zs"]),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(NAMES)
+def test_no_file_name_breaks_out_of_its_attribute(name: str) -> None:
+    iso = Path("/run") / name.lstrip("/")
+    for xml, kind in (
+        (build_xen_disk(iso, "xvdp"), "xen"),
+        (build_scsi_cdrom(iso, "sda", controller=2, unit=5), "qemu"),
+    ):
+        read = parse_domain(domain_with(xml, kind=kind))
+        assert [disk.source for disk in read.disks] == [iso]
+        assert read.disk_of(iso) is not None
+
+
+def test_libvirt_takes_the_cdrom_and_its_controller(connection: Any) -> None:
+    iso = Path("/run/a&b 'c' \"d\" <e>.iso")
+    read = as_libvirt_writes(
+        connection,
+        domain_with(build_scsi_controller(1), build_scsi_cdrom(iso, "sdc", controller=1, unit=4)),
+    )
+    assert read.disk_of(iso) == Disk("sdc", iso, 1, 4)
+    assert read.virtio_scsi == 1
+
+
+def test_both_are_read_only_and_raw(connection: Any) -> None:
+    xen = build_xen_disk(ISO, "xvdp")
+    cdrom = build_scsi_cdrom(ISO, "sda", controller=0, unit=0)
+    for xml in (xen, cdrom):
+        domain = connection.defineXML(domain_with(xml))
+        written = domain.XMLDesc()
+        domain.undefine()
+        assert "<readonly/>" in written
+        assert "type='raw'" in written
+    # `qemu` there reports success where the guest never sees the disk; a cdrom cannot be plugged.
+    assert 'name="phy"' in xen
+    assert 'device="disk"' in xen
+    assert 'device="cdrom"' in cdrom
