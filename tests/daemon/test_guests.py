@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +26,8 @@ STORY = [
     "ISO_DETACHED",
     "SUCCEEDED",
 ]
+# `config` fails with the nonce known when a generation is old: see the test of generations.
 STEPS = (
-    "config",
     "hostname",
     "hosts",
     "network",
@@ -121,14 +123,14 @@ async def test_each_step_of_the_script_that_fails_is_named_by_the_host(
     guests = {step: lab.start("--break", step, prefix=step)[0] for step in STEPS}
     await guest_daemon.start()
 
-    async def provision(step: str, guest: Running) -> Json:
+    async def provision(guest: Running) -> Json:
         body = request(
             guest.name, nameservers=["10.0.2.3"], ssh_authorized_keys=[KEY], timezone="UTC"
         )
         job = await guest_daemon.submit(body)
         return await guest_daemon.wait_for(job["id"], "FAILED")
 
-    jobs = await asyncio.gather(*(provision(step, guest) for step, guest in guests.items()))
+    jobs = await asyncio.gather(*map(provision, guests.values()))
     for step, job in zip(STEPS, jobs, strict=True):
         assert (job["failure"]["code"], job["failure"]["step"]) == ("guest_failed", step), job
         assert any(step in line for line in job["guest_log"]), job
@@ -305,28 +307,33 @@ def qemu_pid(lab: Lab, guest: Running) -> int:
     return int((lab.root / f"run/qemu/{guest.name}.pid").read_text())
 
 
-async def test_a_full_tmpfs_fails_the_job_and_the_next_one_works(
-    lab: Lab, guest_daemon: Daemon
-) -> None:
-    (guest,) = lab.start()
+@pytest.fixture
+def small_tmpfs(guest_daemon: Daemon) -> Iterator[Path]:
+    """The runtime directory on a tmpfs of its own: 120 KiB hold one ISO (72 KiB), not two."""
     run = guest_daemon.folder / "run"
     run.mkdir()
-    # The daemon alone sees this small tmpfs; 120 KiB hold one ISO (72 KiB) and no second one.
-    script = f'mount -t tmpfs -o size=120k tmpfs {run} && exec "$@"'
-    guest_daemon.prefix = ("unshare", "--mount", "sh", "-c", script, "sh")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", run], check=True)
+    try:
+        yield run
+    finally:
+        subprocess.run(["umount", "--lazy", run], check=True)
+
+
+async def test_a_full_tmpfs_fails_the_job_and_the_next_one_works(
+    lab: Lab, guest_daemon: Daemon, small_tmpfs: Path
+) -> None:
+    (guest,) = lab.start()
     await guest_daemon.start()
-    assert guest_daemon.process is not None
-    seen = Path(f"/proc/{guest_daemon.process.pid}/root{run}")
-    (seen / "filler").write_bytes(b"x" * 100 * 1024)
+    (small_tmpfs / "filler").write_bytes(b"x" * 100 * 1024)
     job = await guest_daemon.submit(request(guest.name))
     job = await guest_daemon.wait_for(job["id"], "FAILED")
     assert job["failure"]["code"] == "iso_not_written"
     assert "No space left" in job["failure"]["message"]
-    assert list((seen / "iso").iterdir()) == []
-    (seen / "filler").unlink()
+    assert list(guest_daemon.iso_folder.iterdir()) == []
+    (small_tmpfs / "filler").unlink()
     job = await guest_daemon.submit(request(guest.name, request_id="again"))
     job = await guest_daemon.wait_for(job["id"], "SUCCEEDED")
-    assert list((seen / "iso").iterdir()) == []
+    await assert_nothing_is_left(guest_daemon, lab, job)
 
 
 async def test_a_taken_target_is_refused_and_a_free_one_is_used(
