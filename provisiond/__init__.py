@@ -4,14 +4,17 @@ provision.py         the story: every step in order, and undo
 job.py, plan.py      what a job is and how its state may go; where its things are
 api/messages.py      what may be asked, and what is answered
 iso/                 the config ISO: its files; how it is written, checked and destroyed
-virt/                domains and disks: the XML; libvirt
+virt/                domains and disks: the XML; libvirt; does KVM work here?
 guest/               the guest's word: its grammar; how it reaches us
 ports.py             what more than one adapter can do
 store.py             the facts, kept
 supervisor.py        jobs become tasks: one a domain, bounded, resumed at start
 api/server.py        HTTP on a Unix socket; api/client.py is the other end
 daemon.py            everything put together and served
-cli.py, doctor.py    provisionctl
+cli.py               provisionctl, with display.py, progress.py, guest_options.py and doctor.py
+
+Beside the way: settings.py, errors.py, password.py (its hash), metrics.py, systemd.py, threads.py
+(blocking calls), process.py (other programs).
 """
 
 __version__ = "0.1.0"
