@@ -50,6 +50,12 @@ def test_every_setting_has_an_explanation() -> None:
         assert after.startswith('    """'), name
 
 
+def test_the_readme_names_every_setting() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    missing = [name for name in Settings.model_fields if f"`{name}`" not in readme]
+    assert not missing, f"README.md says nothing of {', '.join(missing)}"
+
+
 def test_the_file_says_what_is_wanted(file: Path) -> None:
     file.write_text(
         'libvirt_uri = "xen:///system"\nmax_jobs = 7\nready_seconds = 0.5\n'
