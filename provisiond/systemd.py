@@ -30,6 +30,7 @@ def log_handler() -> logging.Handler:
     """The journal, with the fields of `extra` (JOB_ID, DOMAIN), where stderr leads there."""
     if _stderr_is_journal():
         to_journal: logging.Handler = journal.JournalHandler(SYSLOG_IDENTIFIER="provisiond")
+        to_journal.setFormatter(logging.Formatter("%(message)s"))  # time and level are fields
         return to_journal
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(_PLAIN_FORMAT))
