@@ -90,11 +90,25 @@ def test_shellcheck_finds_nothing(script: str) -> None:
     run_linter("shellcheck", script)
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
-    text = (ROOT / "systemd" / "provisiond.service").read_text()
-    assert text.count("/usr/bin/provisiond ") == 1
-    unit = tmp_path / "provisiond.service"
-    unit.write_text(text.replace("/usr/bin/provisiond ", f"{BIN / 'provisiond'} "))
+@pytest.mark.parametrize(
+    ("unit_file", "installed", "here"),
+    [
+        ("systemd/provisiond.service", "/usr/bin/provisiond", BIN / "provisiond"),
+        (
+            "guest-agent/init/provision-guest.service",
+            "/usr/sbin/provision-guest",
+            ROOT / "guest-agent" / "provision-guest",
+        ),
+    ],
+    ids=["host", "guest"],
+)
+def test_systemd_finds_nothing_wrong_with_the_unit(
+    unit_file: str, installed: str, here: Path, tmp_path: Path
+) -> None:
+    text = (ROOT / unit_file).read_text()
+    assert text.count(f"={installed}") == 1
+    unit = tmp_path / Path(unit_file).name
+    unit.write_text(text.replace(f"={installed}", f"={here}"))
     # Of an unknown key it only tells, with exit status 0; it may tell of the host's units as well.
     said = run_linter("systemd-analyze", "verify", "--man=no", unit)
     ours = [line for line in said.splitlines() if unit.name in line]
