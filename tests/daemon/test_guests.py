@@ -12,6 +12,7 @@ from passlib.hash import sha512_crypt
 
 from tests.daemon.program import Daemon, Json, request
 from tests.lab.console import open_console
+from tests.lab.initramfs import STEPS
 from tests.lab.program import Lab, Running
 
 PASSWORD = "correct horse"
@@ -26,18 +27,6 @@ STORY = [
     "ISO_DETACHED",
     "SUCCEEDED",
 ]
-# `config` fails with the nonce known when a generation is old: see the test of generations.
-STEPS = (
-    "hostname",
-    "hosts",
-    "network",
-    "persist",
-    "dns",
-    "password",
-    "ssh-keys",
-    "timezone",
-    "verify",
-)
 
 
 def states(job: Json) -> list[str]:

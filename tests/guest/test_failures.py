@@ -7,19 +7,9 @@ import pytest
 
 from tests.guest.machine import MACS, SECRET, STATE_FILE, Machine
 from tests.guest.machine import configuration as conf
+from tests.lab.initramfs import STEPS
 
-ORDER = (
-    "config",
-    "hostname",
-    "hosts",
-    "network",
-    "persist",
-    "dns",
-    "password",
-    "ssh-keys",
-    "timezone",
-    "verify",
-)
+ORDER = ("config", *STEPS)
 TEXT = conf(
     IF0_MAC=MACS[0],
     IF0_ADDRESSES="10.0.0.5/24",

@@ -20,6 +20,18 @@ from tests.lab.packages import cache_directory, fetch_kernel, fetch_package
 PROJECT = Path(__file__).parents[2]
 GUEST_INIT = Path(__file__).with_name("guest-init")
 GUEST_SCRIPT = PROJECT / "guest-agent" / "provision-guest"
+# The steps of the script that change or check something, in its order; `config` comes before them.
+STEPS = (
+    "hostname",
+    "hosts",
+    "network",
+    "persist",
+    "dns",
+    "password",
+    "ssh-keys",
+    "timezone",
+    "verify",
+)
 
 # In the order in which /init loads them; what these depend on goes before each.
 MODULES = ("virtio_pci", "virtio_console", "virtio_scsi", "sr_mod", "sd_mod", "isofs", "virtio_net")

@@ -15,23 +15,12 @@ from provisiond.iso.image import build_image
 from tests.lab.console import open_console
 from tests.lab.domain import CHANNEL
 from tests.lab.embed import destroy_all
-from tests.lab.initramfs import PROJECT
+from tests.lab.initramfs import PROJECT, STEPS
 from tests.lab.program import Lab, Running
 
 BOOT = 90  # seconds; a guest needs three alone, more when the machine is busy
 NONCE = "0123456789abcdef0123456789abcdef"
 HASH = "$6$saltsalt$" + "x" * 86
-BREAKABLE = (
-    "hostname",
-    "hosts",
-    "network",
-    "persist",
-    "dns",
-    "password",
-    "ssh-keys",
-    "timezone",
-    "verify",
-)
 
 
 def configuration(guest: Running) -> str:
@@ -109,14 +98,14 @@ async def test_the_real_script_configures_the_guest(lab: Lab) -> None:
 
 
 async def test_each_damage_makes_its_own_step_fail(lab: Lab) -> None:
-    guests = {step: lab.start("--break", step, prefix=step)[0] for step in BREAKABLE}
+    guests = {step: lab.start("--break", step, prefix=step)[0] for step in STEPS}
     for guest in guests.values():
         lab.attach(guest.name, write_iso(lab.root, guest))
     channels = [channel_path(lab, guest) for guest in guests.values()]
     async with asyncio.timeout(BOOT):
         words = await asyncio.gather(*(verdict(path) for path in channels))
     failed = {step: word.split(" ")[1:3] for step, word in zip(guests, words, strict=True)}
-    assert failed == {step: ["failed", step] for step in BREAKABLE}
+    assert failed == {step: ["failed", step] for step in STEPS}
 
 
 async def test_a_shell_answers_with_status_and_output_whatever_the_command(lab: Lab) -> None:
