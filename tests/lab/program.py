@@ -61,7 +61,7 @@ class Lab:
         argv = [sys.executable, "-m", "tests.lab", str(self.root), action, *words]
         ended = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)
         if ended.returncode != 0:
-            raise RuntimeError(f"{' '.join(argv)} failed:\n{ended.stderr}")
+            raise RuntimeError(f"{' '.join(argv)} ended with {ended.returncode}:\n{ended.stderr}")
         return ended.stdout
 
 
