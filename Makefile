@@ -51,6 +51,6 @@ else
 
 # Packages are installed, namespaces and guests started: all of that is root's, and so is .venv.
 setup test demo lock clean:
-	sudo --preserve-env=CI,PROVISIOND_CACHE,http_proxy,https_proxy,no_proxy $(MAKE) $@ ARGS='$(ARGS)'
+	sudo --preserve-env=CI,LAB_CACHE,http_proxy,https_proxy,no_proxy $(MAKE) $@ ARGS='$(ARGS)'
 
 endif

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 _RECONNECT_SECONDS = 2.0
 _STATUS_SECONDS = 10.0
 _GRACEFUL_SECONDS = 3
+_BACKLOG = 2048  # uvicorn's own
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
 _ISO_THREADS = 2
@@ -205,6 +206,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         path.unlink(missing_ok=True)
         with _umask(0o117):
             listener.bind(str(path))
+        listener.listen(_BACKLOG)  # before READY, and before anybody could take it for a dead one
         if settings.socket_group is not None:
             shutil.chown(path, group=settings.socket_group)
     except (OSError, LookupError) as error:

@@ -94,5 +94,5 @@ def _show_end(console: Console, job: JobView) -> None:
     say(console, f"{job.domain}: {job.state} after {took}", state_style(job.state))
     for name, value in failure_facts(job.failure):
         say(console, f"{job.domain}: {name}: {value}", "bold" if name == "hint" else "")
-    for line in job.guest_log:
+    for line in job.guest_log or ():
         say(console, f"{job.domain}: guest log: {line}", "dim")

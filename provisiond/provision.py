@@ -78,33 +78,33 @@ class Provisioning:
         self._signal = tools.open_signal(job)
         self._cancelled = job.cancel_requested
         self._until_deadline: asyncio.Timeout | None = None
+        # What was done in an earlier try of the ISO's end still counts in the proof.
+        self._detached_at: float | None = None
+        self._overwritten = False
 
     async def run(self) -> None:
         """Bring the job to its end. Cancelling this task leaves it as stored, to be resumed."""
-        try:
-            failure = self.job.failure
-            if not self.job.guest_has_won and self.job.state is not JobState.UNDOING:
-                failure = await self._try_to_configure()
-            if failure is not None and not self.job.guest_has_won:
-                await self._undo(failure)
-            if self.job.guest_has_won:
-                await self._remove_iso()
-        finally:
-            self._config = None
-            await self._signal.close()
+        failure = self.job.failure
+        if not self.job.guest_has_won and self.job.state is not JobState.UNDOING:
+            failure = await self._try_to_configure()
+        await self._end(failure)
 
     def cancel(self) -> None:
         """Make the story turn back, wherever it waits; without effect once the guest has won."""
         self._cancelled = True
-        if self._until_deadline is not None:
-            self._until_deadline.reschedule(asyncio.get_running_loop().time())
+        limit = self._until_deadline
+        if limit is not None and not limit.expired():  # else it is on its way back already
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def give_up(self, error: ProvisionError) -> None:
-        """Undo after an error that the story did not foresee."""
-        if self.job.guest_has_won:
-            await self._remove_iso()
-        elif not self.job.state.ended:
-            await self._undo(Failure.of(error))
+        """Undo after an error that the story did not foresee; may be asked for again."""
+        if not self.job.state.ended:
+            await self._end(self.job.failure or Failure.of(error))
+
+    async def close(self) -> None:
+        """Let go of the guest's word and of the secret; after `run` and `give_up`."""
+        self._config = None
+        await self._signal.close()
 
     # ------------------------------------------------------------ forward
     async def _try_to_configure(self) -> Failure | None:
@@ -152,7 +152,7 @@ class Provisioning:
     async def _attach_iso(self) -> None:
         if not self._plan.iso.exists():
             raise Interrupted(f"{self.job.domain}: the config ISO was lost with the host's memory")
-        await self._signal.listen()
+        await self._patiently(self._signal.listen)
         sign = await self._await_readiness()
         async with self._phase("attaching the config ISO", self._tools.limits.attach):
             target = await self._patiently(
@@ -172,12 +172,12 @@ class Provisioning:
         """The guest's sign that it can take the ISO, or that it gave none."""
         try:
             async with asyncio.timeout(self._tools.limits.ready):
-                return await self._signal.ready()
+                return await self._patiently(self._signal.ready)
         except TimeoutError:
             return f"no sign of readiness within {self._tools.limits.ready:g} s"
 
     async def _await_verdict(self) -> None:
-        verdict = await self._signal.verdict()
+        verdict = await self._patiently(self._signal.verdict)
         if isinstance(verdict, Failed):
             raise GuestFailed(
                 f"{self.job.domain}: the guest's step {verdict.step} failed: {verdict.message}",
@@ -192,6 +192,12 @@ class Provisioning:
         return DeadlinePassed(f"{self.job.domain}: still {self.job.state} after {allowed:.0f} s")
 
     # ------------------------------------------------------------ back
+    async def _end(self, failure: Failure | None) -> None:
+        if failure is not None and not self.job.guest_has_won:
+            await self._undo(failure)
+        if self.job.guest_has_won:
+            await self._until_done("the config ISO cannot be removed yet", self._remove_iso)
+
     async def _undo(self, failure: Failure) -> None:
         """Take everything back, unless the guest says it was done before we could."""
         if self.job.state is not JobState.UNDOING:
@@ -202,50 +208,39 @@ class Provisioning:
                 failure=failure,
                 guest_log=log_lines,
             )
-        if failure.code != GuestFailed.code and await self._guest_was_first():
-            await self._insist(
-                JobState.GUEST_CONFIGURED, "guest had reported done before the undo", failure=None
-            )
-            return
-        await self._remove_iso()
+        if failure.code != GuestFailed.code:
+            won = await self._until_done("the guest's last word is not known yet", self._ask_guest)
+            if won:
+                detail = "guest had reported done before the undo"
+                await self._insist(JobState.GUEST_CONFIGURED, detail, failure=None)
+                return
+        await self._until_done("the config ISO cannot be removed yet", self._remove_iso)
 
-    async def _guest_was_first(self) -> bool:
+    async def _ask_guest(self) -> bool:
         """End the guest's say; True where its `done` stood before. It cannot without the ISO."""
-        attached = await self._patiently(
-            self._tools.hypervisor.has_disk, self.job.domain_uuid, self._plan.iso
-        )
+        attached = await self._tools.hypervisor.has_disk(self.job.domain_uuid, self._plan.iso)
         return attached and await self._signal.cancel() == Done()
 
     async def _remove_iso(self) -> None:
-        """Detach and destroy the ISO and prove it, again and again until it is gone."""
-        last_reason = None
-        for pause in _pauses():
-            try:
-                await self._try_to_remove_iso()
-            except ProvisionError as error:
-                if str(error) != last_reason:
-                    last_reason = str(error)
-                    await self._note(f"the config ISO cannot be removed yet: {error}")
-                await asyncio.sleep(pause)
-            else:
-                return
-
-    async def _try_to_remove_iso(self) -> None:
+        """Detach and destroy the ISO and prove it."""
         hypervisor, uuid = self._tools.hypervisor, self.job.domain_uuid
         async with self._phase("detaching the config ISO", self._tools.limits.detach):
             await hypervisor.detach(uuid, iso=self._plan.iso)
+        if self._detached_at is None:
+            self._detached_at = self.job.detached_at or time.time()
         if self.job.state is JobState.GUEST_CONFIGURED:
             await self._insist(
                 JobState.ISO_DETACHED,
                 "config ISO detached (guest reported done)",
-                detached_at=time.time(),
+                detached_at=self._detached_at,
             )
-        overwritten = await self._tools.iso_threads.call(destroy_iso, self._plan)
+        if await self._tools.iso_threads.call(destroy_iso, self._plan):
+            self._overwritten = True
         if await hypervisor.has_disk(uuid, self._plan.iso):
             raise DiskStillAttached(f"{self.job.domain}: the config ISO was attached again")
         proof = Proof(
             disk_absent_from_live_xml=True,
-            iso_overwritten_and_unlinked=overwritten,
+            iso_overwritten_and_unlinked=self._overwritten,
             iso_file_absent=not self._plan.iso.exists(),
             at=time.time(),
         )
@@ -253,7 +248,12 @@ class Provisioning:
             await self._insist(JobState.SUCCEEDED, "config ISO destroyed", proof=proof)
         else:
             reason = self.job.failure.message if self.job.failure else "undone"
-            await self._insist(JobState.FAILED, f"undone, nothing is left: {reason}", proof=proof)
+            await self._insist(
+                JobState.FAILED,
+                f"undone, the config ISO is gone: {reason}",
+                proof=proof,
+                detached_at=self._detached_at if self.job.attached_at is not None else None,
+            )
 
     # ------------------------------------------------------------ facts
     async def _save(self, to: JobState, detail: str, **facts: object) -> None:
@@ -270,7 +270,7 @@ class Provisioning:
 
     async def _insist(self, to: JobState, detail: str, **facts: object) -> None:
         """Store a fact that nothing can take back, however long the state file is unwritable."""
-        for pause in _pauses():
+        for pause in pauses():
             try:
                 await self._save(to, detail, **facts)
             except StateUnwritable as error:
@@ -290,16 +290,29 @@ class Provisioning:
         log.log(level, "%s: %s", self.job.domain, detail, extra=fields)
 
     # ------------------------------------------------------------ waiting
+    async def _until_done(self, not_yet: str, step: Callable[[], Awaitable[_R]]) -> _R:
+        """Take a step that has to be taken in the end, again and again; note each new reason."""
+        last_reason = None
+        for pause in pauses():
+            try:
+                return await step()
+            except ProvisionError as error:
+                if str(error) != last_reason:
+                    last_reason = str(error)
+                    await self._note(f"{not_yet}: {error}")
+                await asyncio.sleep(pause)
+        raise AssertionError("pauses() never ends")
+
     async def _patiently(
         self, call: Callable[..., Awaitable[_R]], *args: object, **kwargs: object
     ) -> _R:
         """Make a call that may find libvirtd gone, again until it is back; the deadline ends it."""
-        for pause in _pauses():
+        for pause in pauses():
             try:
                 return await call(*args, **kwargs)
             except HypervisorUnavailable:
                 await asyncio.sleep(pause)
-        raise AssertionError("_pauses never ends")
+        raise AssertionError("pauses never ends")
 
     @contextlib.asynccontextmanager
     async def _phase(self, doing: str, seconds: float) -> AsyncIterator[None]:
@@ -310,7 +323,7 @@ class Provisioning:
             raise DeadlinePassed(f"{self.job.domain}: {doing} took over {seconds:g} s") from None
 
 
-def _pauses() -> Iterator[float]:
+def pauses() -> Iterator[float]:
     """How long to wait between tries, in seconds: 0.5, 1, 2, 4 … 30, 30, for ever."""
     pause = 0.5
     while True:

@@ -3,6 +3,7 @@
 Every setting has a default that is right on a dom0 or a QEMU host; README.md lists them all.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -90,6 +91,15 @@ class Settings(BaseSettings):
         return (env_settings, TomlConfigSettingsSource(settings_cls, cls._toml_file))
 
 
+def _refuse_unknown_names() -> None:
+    """Refuse a misspelt name in the environment; pydantic refuses it in the file alone."""
+    prefix = "PROVISIOND_"
+    names = [name for name in os.environ if name.upper().startswith(prefix)]
+    known = {f"{prefix}{field.upper()}" for field in Settings.model_fields}
+    if unknown := [name for name in names if name.upper() not in known]:
+        raise SettingsError(f"no setting has this name in the environment: {', '.join(unknown)}")
+
+
 def read_settings(config: Path | None) -> Settings:
     """The settings from `config` (the default file, where it exists, if None) and the environment.
 
@@ -103,6 +113,7 @@ def read_settings(config: Path | None) -> Settings:
     class FromFile(Settings):
         _toml_file = config
 
+    _refuse_unknown_names()
     try:
         return FromFile()
     except ValidationError as error:

@@ -8,9 +8,10 @@ import secrets
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 from provisiond.api.messages import GuestConfig, ProvisionRequest
 from provisiond.errors import (
@@ -28,7 +29,7 @@ from provisiond.errors import (
 from provisiond.job import Job
 from provisiond.password import hash_password
 from provisiond.plan import CHANNEL_NAME
-from provisiond.provision import Provisioning, Tools
+from provisiond.provision import Provisioning, Tools, pauses
 from provisiond.virt.libvirt import Domain
 from provisiond.virt.xml import DomainXml, free_targets
 
@@ -55,12 +56,18 @@ class Supervisor:
         """How many jobs have not ended."""
         return len(self._stories)
 
+    @property
+    def full(self) -> bool:
+        """As many jobs are unfinished as may be: the next one is refused."""
+        return len(self._stories) >= self._max_unfinished
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Resume what was left, then take requests until the block ends."""
+        left = await self._tools.store.unfinished()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            for job in await self._tools.store.unfinished():
+            for job in left:
                 log.info("%s: resumed in %s", job.domain, job.state, extra=_fields(job))
                 self._start(job, None)
             try:
@@ -79,18 +86,23 @@ class Supervisor:
         """
         if (known := await self._known(request)) is not None:
             return known, False
-        domain = await self._usable_domain(request)
+        try:
+            domain = await self._usable_domain(request)
+        except DomainBusy:
+            if (known := await self._known(request)) is None:
+                raise
+            return known, False  # the same request was accepted while this one was looked at
         config = await self._with_hash(request.config)
         async with self._submitting:
             if (known := await self._known(request)) is not None:
                 return known, False
-            if len(self._stories) >= self._max_unfinished:
+            if self.full:
                 raise TooManyJobs(f"{len(self._stories)} jobs are unfinished, which is the limit")
             job = await self._new_job(request, domain)
             if self._tasks is None:
                 raise ShuttingDown("provisiond is stopping")
-            await self._tools.store.insert(job, "request accepted")
             self._requests.remember(job.id, request)
+            await self._tools.store.insert(job, "request accepted")
             self._start(job, config)
         return job, True
 
@@ -174,17 +186,23 @@ class Supervisor:
         task.add_done_callback(self._running.discard)
 
     async def _run(self, story: Provisioning) -> None:
-        fields = _fields(story.job)
+        """A story is never dropped before its job has ended, whatever it raises."""
+        bring_on: Callable[[], Awaitable[None]] = story.run
         try:
-            try:
-                await story.run()
-            except Exception as error:
-                log.exception("%s: unforeseen error", story.job.domain, extra=fields)
-                await story.give_up(Unforeseen(f"{story.job.domain}: {type(error).__name__}"))
-        except Exception:
-            log.exception("%s: left for the next start", story.job.domain, extra=fields)
+            for pause in pauses():
+                try:
+                    await bring_on()
+                    return
+                except Exception as error:
+                    domain, fields = story.job.domain, _fields(story.job)
+                    log.exception("%s: unforeseen error", domain, extra=fields)
+                    bring_on = partial(
+                        story.give_up, Unforeseen(f"{domain}: {type(error).__name__}")
+                    )
+                await asyncio.sleep(pause)
         finally:
             del self._stories[story.job.id]
+            await story.close()
 
 
 class _RequestMemory:

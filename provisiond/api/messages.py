@@ -457,7 +457,10 @@ class FailureView(_Message):
 
 
 class ProofView(_Message):
-    """That nothing of the config is left: each field is what was looked at, and when."""
+    """That nothing of the config is left: each field is what was looked at, and when.
+
+    `iso_overwritten_and_unlinked` is false where there was no file to overwrite.
+    """
 
     disk_absent_from_live_xml: bool
     iso_overwritten_and_unlinked: bool
@@ -477,7 +480,7 @@ class EventView(_Message):
 
 
 class JobView(_Message):
-    """A job, never with a secret. `history` is there for one job, not in a list of jobs."""
+    """A job, never with a secret. `history` and `guest_log` are left out of a list of jobs."""
 
     id: str
     request_id: str
@@ -493,8 +496,8 @@ class JobView(_Message):
     iso_attached_seconds: float | None
     failure: FailureView | None
     proof: ProofView | None
-    guest_log: list[str]
     request: dict[str, Any]
+    guest_log: list[str] | None = None
     history: list[EventView] | None = None
 
 
@@ -521,7 +524,8 @@ class DomainList(_Message):
 
 
 class HealthView(_Message):
-    """GET /healthz: 200 while provisiond can take work, 503 while it cannot."""
+    """GET /healthz: 200 while provisiond can take work; 503 while libvirt cannot be reached or as
+    many jobs wait as may."""
 
     ok: bool
     version: str

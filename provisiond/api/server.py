@@ -174,10 +174,11 @@ def _add_host(
     @app.get("/healthz", tags=["host"])
     async def health(response: Response) -> HealthView:
         """Whether provisiond can take work: 200, or 503 with the same body."""
-        if not hypervisor.connected:
+        ok = hypervisor.connected and not supervisor.full
+        if not ok:
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return HealthView(
-            ok=hypervisor.connected,
+            ok=ok,
             version=__version__,
             hypervisor=hypervisor.uri,
             hypervisor_connected=hypervisor.connected,
@@ -218,8 +219,8 @@ def _view_job(job: Job, history: Sequence[Event] | None = None) -> JobView:
         iso_attached_seconds=attached_seconds,
         failure=None if job.failure is None else FailureView(**asdict(job.failure)),
         proof=proof,
-        guest_log=list(job.guest_log),
         request=dict(job.request),
+        guest_log=None if history is None else list(job.guest_log),
         history=None if history is None else [_view_event(event) for event in history],
     )
 

@@ -19,7 +19,6 @@ from provisiond.errors import (
     DomainNotRunning,
     GuestLost,
     NoGuestChannel,
-    ProvisionError,
 )
 from provisiond.guest.verdict import (
     MAX_WORD,
@@ -33,7 +32,10 @@ from provisiond.guest.verdict import (
 
 _MAX_LOG_LINES = 200
 # How long a cancel listens for a word that the guest said before it: a round trip takes 0.2 ms.
+# Where it has to connect first, the daemon before may have read the word unstored; the script says
+# it again every 2 s.
 _LAST_WORD_SECONDS = 0.5
+_REPEATED_WORD_SECONDS = 2.5
 
 
 class ChannelSignal:
@@ -78,14 +80,18 @@ class ChannelSignal:
         return self._verdict
 
     async def cancel(self) -> Verdict | None:
-        """Read what was said before now, then close: the guest cannot be heard any more."""
-        try:
-            async with asyncio.timeout(_LAST_WORD_SECONDS):
-                return await self.verdict()
-        except (TimeoutError, ProvisionError):  # what cannot be read now never counts
-            return None
-        finally:
-            await self.close()
+        """Read what was said before now, then close: the guest cannot be heard any more.
+
+        Raises HypervisorUnavailable while nobody can say where the channel is; ask again.
+        """
+        wait = _REPEATED_WORD_SECONDS if self._reader is None else _LAST_WORD_SECONDS
+        verdict = self._verdict
+        with contextlib.suppress(TimeoutError, GuestLost):  # what cannot be read now never counts
+            await self.listen()
+            async with asyncio.timeout(wait):
+                verdict = await self.verdict()
+        await self.close()
+        return verdict
 
     def log(self) -> tuple[str, ...]:
         """The last 200 lines of the guest's log that it sent."""

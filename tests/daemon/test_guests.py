@@ -161,10 +161,12 @@ async def test_a_cancel_while_waiting_undoes_all_and_frees_the_domain(
     (domain,) = (await guest_daemon.get("/v1/domains")).json()["domains"]
     assert domain["job_id"] == first["id"]
 
-    assert (await guest_daemon.cancel(first["id"])).status_code == 202
+    cancels = await asyncio.gather(*(guest_daemon.cancel(first["id"]) for _ in range(4)))
+    assert {cancel.status_code for cancel in cancels} == {202}
     job = await guest_daemon.wait_for(first["id"], "FAILED")
     assert job["failure"]["code"] == "cancelled"
     assert job["cancel_requested"] is True
+    assert job["iso_attached_seconds"] > 0
     again = await guest_daemon.cancel(first["id"])
     assert (again.status_code, again.json()["code"]) == (409, "job_ended")
 
@@ -390,14 +392,12 @@ async def test_the_done_of_a_guest_that_is_being_cancelled_counts_or_is_never_se
     """Whoever is first wins, at whatever moment the cancel comes."""
     (guest,) = lab.start()
     await guest_daemon.start()
-    outcomes = set()
     for attempt in range(6):
         job = await guest_daemon.submit(request(guest.name, request_id=f"race-{attempt}"))
         await guest_daemon.wait_for(job["id"], "ISO_ATTACHED")
         await asyncio.sleep(attempt * 0.5)  # the moment is what varies
         await guest_daemon.cancel(job["id"])
         job = await guest_daemon.wait_for(job["id"], "SUCCEEDED", "FAILED")
-        outcomes.add(job["state"])
         won = "GUEST_CONFIGURED" in states(job)
         assert (job["state"] == "SUCCEEDED") == won
         assert (job["failure"] is None) == won
@@ -405,4 +405,3 @@ async def test_the_done_of_a_guest_that_is_being_cancelled_counts_or_is_never_se
         applied = await in_guest(guest, "cat /var/lib/provision-guest/applied 2>/dev/null; true")
         if won:
             assert job["id"] in applied
-    assert outcomes <= {"SUCCEEDED", "FAILED"}

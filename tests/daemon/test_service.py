@@ -1,6 +1,7 @@
 """The daemon as its operator meets it: start, refuse to start, stop, tell systemd."""
 
 import asyncio
+import contextlib
 import socket
 import sqlite3
 import stat
@@ -73,6 +74,20 @@ async def test_a_state_file_of_a_newer_provisiond_is_refused(daemon: Daemon) -> 
     status, said = await daemon.run_to_its_end()
     assert status == 1
     assert "schema version 99" in said
+
+
+async def test_a_stored_job_that_cannot_be_read_stops_the_start(daemon: Daemon) -> None:
+    await daemon.stop()
+    with contextlib.closing(sqlite3.connect(daemon.state_file)) as state, state:
+        state.execute(
+            "INSERT INTO jobs (id, request_id, domain_uuid, generation, created_at, ended, job)"
+            " VALUES ('x', 'x', 'x', 1, 1, 0, '{}')"
+        )
+    daemon.log.unlink()
+    status, said = await daemon.run_to_its_end()
+    assert status == 1
+    assert "state_unusable" in said
+    assert "Traceback" not in said
 
 
 async def test_a_state_directory_that_is_a_file_is_refused(idle_daemon: Daemon) -> None:

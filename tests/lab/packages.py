@@ -19,8 +19,8 @@ class PackageUnavailable(Exception):
 
 
 def cache_directory() -> Path:
-    """`$PROVISIOND_CACHE`, else provisiond's own folder in the user's cache."""
-    if chosen := os.environ.get("PROVISIOND_CACHE"):
+    """`$LAB_CACHE`, else provisiond's own folder in the user's cache."""
+    if chosen := os.environ.get("LAB_CACHE"):
         return Path(chosen)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "provisiond"

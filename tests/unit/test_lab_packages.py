@@ -62,7 +62,7 @@ class Repository:
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     root = tmp_path / "apt"
     monkeypatch.setenv("APT_CONFIG", str(root / "apt.conf"))
-    monkeypatch.setenv("PROVISIOND_CACHE", str(tmp_path / "our-cache"))
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "our-cache"))
     return Repository(root)
 
 

@@ -100,6 +100,12 @@ def test_a_wrong_setting_is_named(file: Path, line: str, name: str) -> None:
     assert refusal(file).startswith(f"wrong setting: {name}: ")
 
 
+def test_a_misspelt_name_in_the_environment_is_named(file: Path) -> None:
+    file.write_text("")
+    os.environ["PROVISIOND_MAX_JOB"] = "5"
+    assert "PROVISIOND_MAX_JOB" in refusal(file)
+
+
 def test_all_wrong_settings_are_named_at_once(file: Path) -> None:
     file.write_text('max_jobs = 0\nlog_level = "loud"\ntypo = 1\n')
     os.environ["PROVISIOND_READY_SECONDS"] = "soon"
