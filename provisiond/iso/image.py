@@ -54,21 +54,6 @@ def build_image(tree: Mapping[str, bytes]) -> bytes:
     return _with_fixed_dates(out.getbuffer())
 
 
-def read_image(image: bytes) -> dict[str, bytes]:
-    """The files of an image by their Rock Ridge names: the inverse of `build_image`."""
-    iso = PyCdlib()
-    iso.open_fp(io.BytesIO(image))
-    tree = {}
-    for child in iso.list_children(rr_path="/"):
-        if child.is_file():
-            name = child.rock_ridge.name().decode()
-            content = io.BytesIO()
-            iso.get_file_from_iso_fp(content, rr_path=f"/{name}")
-            tree[name] = content.getvalue()
-    iso.close()
-    return tree
-
-
 def _iso_name(name: str) -> str:
     """`name` in ISO 9660's own alphabet; readers that matter see the Rock Ridge or Joliet name."""
     stem, _, suffix = name.partition(".")
