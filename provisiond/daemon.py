@@ -27,10 +27,10 @@ from provisiond.errors import (
     StateUnwritable,
 )
 from provisiond.guest.channel import ChannelSignal
-from provisiond.iso.image import prepare_folder
+from provisiond.iso.image import destroy_iso, prepare_folder
 from provisiond.job import Job
 from provisiond.metrics import Metrics
-from provisiond.plan import CHANNEL_NAME, iso_folder, plan_job
+from provisiond.plan import CHANNEL_NAME, is_job_id, iso_folder, plan_job
 from provisiond.ports import GuestSignal
 from provisiond.provision import Limits, Tools
 from provisiond.settings import Settings
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 _RECONNECT_SECONDS = 2.0
 _STATUS_SECONDS = 10.0
 _GRACEFUL_SECONDS = 3
-_BACKLOG = 2048  # uvicorn's own
+_BACKLOG = 128
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
 _ISO_THREADS = 2
@@ -74,6 +74,7 @@ async def serve(settings: Settings) -> None:
                 supervisor=supervisor, store=store, hypervisor=hypervisor, metrics=metrics
             )
             server = _Server(_server_config(app))
+            await _destroy_left_isos(store, settings)
             async with supervisor.running(), asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
                 keeping = tasks.create_task(_keep_connected(hypervisor), name="libvirt")
@@ -129,6 +130,16 @@ async def _opened(
         except HypervisorUnavailable as error:
             log.warning("%s; provisiond tries again by itself", error)
         yield store, hypervisor, tools, metrics
+
+
+async def _destroy_left_isos(store: Store, settings: Settings) -> None:
+    """Destroy ISOs of jobs that the state file does not know as unfinished: it was exchanged."""
+    jobs = {job.id for job in await store.unfinished()}
+    for path in sorted(iso_folder(settings.runtime_dir).iterdir()):
+        job_id = path.name.partition(".")[0]
+        if job_id not in jobs and is_job_id(job_id):
+            await asyncio.to_thread(destroy_iso, plan_job(job_id, runtime_dir=settings.runtime_dir))
+            log.warning("%s: destroyed, no unfinished job has it", path)
 
 
 def _open_signal(hypervisor: Hypervisor, runtime_dir: Path, job: Job) -> GuestSignal:
@@ -203,6 +214,8 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if _is_answered(path):
             raise AlreadyRunning(f"another process listens on {path}")
+        if path.exists() and not path.is_socket():
+            raise FileExistsError("something that is no socket is there")
         path.unlink(missing_ok=True)
         with _umask(0o117):
             listener.bind(str(path))
@@ -254,6 +267,7 @@ def _server_config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         access_log=False,
+        backlog=_BACKLOG,
         lifespan="off",
         log_config=None,
         server_header=False,

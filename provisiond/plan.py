@@ -23,10 +23,15 @@ class Plan:
 
 def plan_job(job_id: str, *, runtime_dir: Path) -> Plan:
     """The plan of the job `job_id` (32 hex digits; random, so it serves as the nonce as well)."""
-    if not _JOB_ID.fullmatch(job_id):
+    if not is_job_id(job_id):
         raise ValueError(f"{job_id!r} is no job id")
     folder = iso_folder(runtime_dir)
     return Plan(job_id, folder / f"{job_id}.iso", folder / f"{job_id}.iso.part")
+
+
+def is_job_id(text: str) -> bool:
+    """Whether `text` has the form of a job's id."""
+    return _JOB_ID.fullmatch(text) is not None
 
 
 def iso_folder(runtime_dir: Path) -> Path:

@@ -15,6 +15,7 @@ from functools import partial
 
 from provisiond.api.messages import GuestConfig, ProvisionRequest
 from provisiond.errors import (
+    DiskStillAttached,
     DomainBusy,
     DomainNotRunning,
     JobEnded,
@@ -28,7 +29,7 @@ from provisiond.errors import (
 )
 from provisiond.job import Job
 from provisiond.password import hash_password
-from provisiond.plan import CHANNEL_NAME
+from provisiond.plan import CHANNEL_NAME, iso_folder
 from provisiond.provision import Provisioning, Tools, pauses
 from provisiond.virt.libvirt import Domain
 from provisiond.virt.xml import DomainXml, free_targets
@@ -141,10 +142,14 @@ class Supervisor:
         domain = await self._tools.hypervisor.find(request.domain)
         if domain.domid is None:
             raise DomainNotRunning(f"{domain.name}: the domain is {domain.state}")
+        if domain.state == "paused":
+            hint = "Resume it, then ask again: a paused guest cannot answer."
+            raise DomainNotRunning(f"{domain.name}: the domain is paused", hint=hint)
         if (busy := await self._tools.store.unfinished_of(domain.uuid)) is not None:
             raise DomainBusy(f"{domain.name}: job {busy.id} is at work on it ({busy.state})")
         live = await self._tools.hypervisor.live_xml(domain.uuid)
         _refuse_mute(live)
+        self._refuse_left_iso(live)
         if request.target is not None and request.target not in free_targets(live):
             raise NoFreeTarget(
                 f"{domain.name}: the target {request.target} is taken, or is none that the config "
@@ -152,6 +157,16 @@ class Supervisor:
                 hint="Leave target out, and provisiond picks a free one.",
             )
         return domain
+
+    def _refuse_left_iso(self, live: DomainXml) -> None:
+        """Refuse where another config ISO is attached: the guest might read that one."""
+        folder = iso_folder(self._tools.runtime_dir)
+        for disk in live.disks:
+            if disk.source is not None and disk.source.parent == folder:
+                raise DiskStillAttached(
+                    f"{live.name}: the config ISO of an unknown job is attached as {disk.target}",
+                    hint=f"Take it away: virsh detach-disk {live.name} {disk.target} --live",
+                )
 
     async def _with_hash(self, config: GuestConfig) -> GuestConfig:
         if config.password is None:

@@ -47,6 +47,9 @@ MAX_KEY_BYTES = 3072  # an RSA key of 16,384 bits, the longest that ssh-keygen m
 MAX_PASSWORD_BYTES = 511  # crypt(3) of libxcrypt refuses more, so nobody could log in with it
 
 _LIMITED_BROADCAST = IPv4Address("255.255.255.255")
+_IPV4_COMPATIBLE = IPv6Network("::/96")
+_IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
+_PREFIX_LENGTH = re.compile(r"0|[1-9][0-9]{0,2}", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 _NIC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
@@ -117,7 +120,7 @@ def _cidr(value: object) -> Cidr:
     if "/" not in text:
         raise ValueError("needs its prefix length: CIDR notation, such as 192.0.2.10/24")
     try:
-        cidr = ip_interface(text)
+        cidr = ip_interface(_with_prefix_length(text))
     except ValueError:
         raise ValueError("is no address in CIDR notation, such as 192.0.2.10/24") from None
     _usable(cidr.ip)
@@ -150,9 +153,23 @@ def _without_zone(text: str) -> str:
     return text
 
 
+def _with_prefix_length(text: str) -> str:
+    """Refuse the masks that ipaddress takes for a prefix length."""
+    if not _PREFIX_LENGTH.fullmatch(text.partition("/")[2]):
+        raise ValueError("is no prefix length")
+    return text
+
+
+def _is_ipv4_in_ipv6(address: Address) -> bool:
+    """Whether tools print it in another notation than ipaddress does (RFC 4291, 2.5.5)."""
+    return address.version == 6 and (address in _IPV4_COMPATIBLE or address in _IPV4_MAPPED)
+
+
 def _usable(address: Address) -> Address:
     if address.is_unspecified or address.is_multicast or address.is_loopback:
         raise ValueError("cannot be a host's address: unspecified, multicast or loopback")
+    if _is_ipv4_in_ipv6(address):
+        raise ValueError("cannot be a host's address: an IPv4 address in IPv6 notation")
     if address == _LIMITED_BROADCAST:
         raise ValueError("cannot be a host's address: it is everybody's (limited broadcast)")
     return address
@@ -173,12 +190,17 @@ def _destination(value: object) -> Network:
         return value
     text = _without_zone(_text(value))
     try:
-        return ip_network(text)
+        network = ip_network(_with_prefix_length(text))
     except ValueError:
         raise ValueError(
             "is no network in CIDR notation (with no bits set behind the prefix), "
             "such as 198.51.100.0/24"
         ) from None
+    if network.prefixlen == 0:
+        raise ValueError("is the default route, which gateway4 and gateway6 make")
+    if network.prefixlen >= 96 and _is_ipv4_in_ipv6(network.network_address):
+        raise ValueError("is an IPv4 network in IPv6 notation")
+    return network
 
 
 def _zone(text: str) -> str:
@@ -372,6 +394,9 @@ class GuestConfig(_Message):
             raise ValueError("names one interface twice")
         if any(sum(gateway is not None for gateway in of) > 1 for of in _gateways(value)):
             raise ValueError("have more than one gateway4 or gateway6: there is one default route")
+        routes = [(route.to, route.metric) for nic in value for route in nic.routes]
+        if len(set(routes)) != len(routes):
+            raise ValueError("have two routes to one network with one metric")
         return value
 
     @field_validator("ssh_authorized_keys")

@@ -4,7 +4,14 @@ Nothing is decided here. Every error is application/problem+json (RFC 9457) with
 hint.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from dataclasses import asdict
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -31,6 +38,7 @@ from provisiond.api.messages import (
     ProvisionRequest,
 )
 from provisiond.errors import (
+    DiskStillAttached,
     DomainBusy,
     DomainNotFound,
     DomainNotRunning,
@@ -53,10 +61,12 @@ from provisiond.virt.libvirt import Hypervisor
 
 _PROBLEM = "application/problem+json"
 _MAX_BODY = 256 * 1024
+_MAX_FIELDS = 100  # of the refused ones, how many a reply names
 _RETRY_AFTER_SECONDS = "5"
 _STATUS: dict[type[ProvisionError], HTTPStatus] = {
     DomainNotFound: HTTPStatus.NOT_FOUND,
     JobNotFound: HTTPStatus.NOT_FOUND,
+    DiskStillAttached: HTTPStatus.CONFLICT,
     DomainNotRunning: HTTPStatus.CONFLICT,
     DomainBusy: HTTPStatus.CONFLICT,
     NoGuestChannel: HTTPStatus.CONFLICT,
@@ -78,8 +88,13 @@ def create_app(
     *, supervisor: Supervisor, store: Store, hypervisor: Hypervisor, metrics: Metrics
 ) -> FastAPI:
     """The ASGI application over these four."""
-    app = FastAPI(
-        title="provisiond", version=__version__, docs_url=None, redoc_url=None, responses=_ERRORS
+    app = _Api(
+        title="provisiond",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=_ERRORS,
     )
     app.add_middleware(_BodyLimit)
     _add_error_replies(app)
@@ -87,6 +102,24 @@ def create_app(
     _add_events(app, store)
     _add_host(app, supervisor, hypervisor, metrics)
     return app
+
+
+def _as_problem(reply: dict[str, Any]) -> dict[str, Any]:
+    (schema,) = reply["content"].values()
+    return reply | {"content": {_PROBLEM: schema}}
+
+
+class _Api(FastAPI):
+    """FastAPI, with the media type that error replies really have in the OpenAPI."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            for path in super().openapi()["paths"].values():
+                for operation in path.values():
+                    for status in _ERRORS:
+                        reply = operation["responses"][status]
+                        operation["responses"][status] = _as_problem(reply)
+        return super().openapi()
 
 
 # ---------------------------------------------------------------- jobs
@@ -132,7 +165,9 @@ async def find_job(store: Store, job_id: str) -> Job:
 
 
 # ---------------------------------------------------------------- events
-_LastEventId = Annotated[int | None, Header(ge=0, description="Resume after this event.")]
+_LastEventId = Annotated[
+    int | None, Header(ge=0, le=2**63 - 1, description="Resume after this event.")
+]
 
 
 def _add_events(app: FastAPI, store: Store) -> None:
@@ -238,18 +273,19 @@ def _add_error_replies(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def refused(_request: Request, error: RequestValidationError) -> Response:
-        fields = [_field_error(one) for one in error.errors()]
+        fields = [_field_error(one) for one in error.errors()[:_MAX_FIELDS]]
         message = "; ".join(f"{one.field}: {one.message}" for one in fields)
         hint = "Correct the named fields and ask again."
         status = HTTPStatus.UNPROCESSABLE_ENTITY
-        return _reply(status, "invalid_request", message, hint, fields)
+        return _reply(status, "invalid_request", message, hint, fields=fields)
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
         status = HTTPStatus(error.status_code)
         code = status.phrase.lower().replace(" ", "_").replace("-", "_")
         message = f"{request.method} {request.url.path}: {status.phrase}"
-        return _reply(status, code, message, "See /openapi.json for what there is.")
+        hint = "See /openapi.json for what there is."
+        return _reply(status, code, message, hint, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def unforeseen(_request: Request, error: Exception) -> Response:
@@ -259,7 +295,13 @@ def _add_error_replies(app: FastAPI) -> None:
 
 
 def _reply(
-    status: HTTPStatus, code: str, message: str, hint: str, fields: Sequence[FieldError] = ()
+    status: HTTPStatus,
+    code: str,
+    message: str,
+    hint: str,
+    *,
+    fields: Sequence[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     body = ErrorReply(
         title=status.phrase,
@@ -269,10 +311,10 @@ def _reply(
         hint=hint,
         fields=list(fields),
     )
-    headers = {}
+    sent = dict(headers or {})
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = _RETRY_AFTER_SECONDS
-    return JSONResponse(body.model_dump(mode="json"), status, media_type=_PROBLEM, headers=headers)
+        sent["Retry-After"] = _RETRY_AFTER_SECONDS
+    return JSONResponse(body.model_dump(mode="json"), status, media_type=_PROBLEM, headers=sent)
 
 
 def _field_error(error: MutableMapping[str, Any]) -> FieldError:

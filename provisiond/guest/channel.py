@@ -104,6 +104,7 @@ class ChannelSignal:
 
     async def _hear(self) -> None:
         """Take one line from the guest. Whatever is no word of this job is passed over."""
+        await asyncio.sleep(0)  # lines that are read already are taken without any other wait
         await self.listen()
         if self._reader is None:
             raise GuestLost("the guest's channel is closed")

@@ -19,6 +19,7 @@ MAX_MESSAGE = 1000
 MAX_LOG_LINE = 1500
 
 _STEP = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
+_CRYPT = re.compile(r"\$[0-9a-z]{1,3}\$[./A-Za-z0-9$=,]{8,}", re.ASCII)  # crypt(5)
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~-]{0,31}", re.ASCII)
 
 
@@ -77,5 +78,7 @@ def parse_word(untrusted_line: bytes, *, nonce: str) -> Word | None:
 
 
 def _printable(untrusted_text: str, limit: int) -> str:
-    shown = "".join(c if c.isprintable() else "�" for c in untrusted_text[:limit])
+    """What a log, a record and a terminal may show: no control character, no password's hash."""
+    text = _CRYPT.sub("(a password hash)", untrusted_text)
+    shown = "".join(c if c.isprintable() else "�" for c in text[:limit])
     return shown.strip()

@@ -135,7 +135,11 @@ def write_iso(plan: Plan, image: bytes) -> None:
         _sync_folder(plan.iso.parent)
     except OSError as error:
         destroy_iso(plan)
-        raise IsoNotWritten(f"cannot write {plan.iso}: {error.strerror}") from error
+        gone = isinstance(error, FileNotFoundError)
+        raise IsoNotWritten(
+            f"cannot write {plan.iso}: {error.strerror}",
+            hint="Its folder was removed: restart provisiond." if gone else None,
+        ) from error
     except IsoNotWritten:
         destroy_iso(plan)
         raise

@@ -71,6 +71,22 @@ async def test_what_does_not_exist_is_404_with_a_code_and_a_hint(daemon: Daemon,
     assert reply.json()["hint"]
 
 
+async def test_what_is_there_but_not_so_says_how(daemon: Daemon) -> None:
+    async with daemon.http() as http:
+        put = await http.put("/v1/jobs")
+        assert (put.status_code, put.json()["code"]) == (405, "method_not_allowed")
+        assert "POST" in put.headers["allow"]
+        far = await http.get("/v1/events", headers={"Last-Event-ID": str(2**63)})
+        assert (far.status_code, far.json()["fields"][0]["field"]) == (422, "last-event-id")
+        assert (await http.get("/v1/jobs/")).status_code == 404
+
+
+async def test_a_reply_names_a_hundred_refused_fields_at_most(daemon: Daemon) -> None:
+    reply = await daemon.post({f"field{number}": 1 for number in range(10_000)})
+    assert reply.status_code == 422
+    assert len(reply.json()["fields"]) == 100
+
+
 async def test_a_domain_that_does_not_exist_is_refused(daemon: Daemon) -> None:
     reply = await daemon.post(request("nobody"))
     assert reply.status_code == 404
@@ -97,3 +113,5 @@ async def test_domains_health_metrics_and_openapi_are_served(daemon: Daemon) -> 
     assert "provisiond_jobs_unfinished 0.0" in metrics
     paths = (await daemon.get("/openapi.json")).json()["paths"]
     assert {"/v1/jobs", "/v1/jobs/{job_id}", "/v1/events", "/v1/domains"} <= set(paths)
+    replies = paths["/v1/jobs"]["post"]["responses"]
+    assert list(replies["4XX"]["content"]) == ["application/problem+json"]

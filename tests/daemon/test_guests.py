@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -262,6 +263,23 @@ async def test_a_daemon_killed_before_the_iso_was_written_ends_the_job_as_interr
     assert "request_id" in job["failure"]["hint"]
     await guest_daemon.wait_for(working["id"], "FAILED")
     assert list(guest_daemon.iso_folder.iterdir()) == []
+
+
+async def test_a_lost_state_file_leaves_no_secret_behind(lab: Lab, guest_daemon: Daemon) -> None:
+    (guest,) = lab.start("--silent")
+    guest_daemon.settings["ready_seconds"] = 1
+    await guest_daemon.start()
+    job = await guest_daemon.submit(request(guest.name))
+    await guest_daemon.wait_for(job["id"], "ISO_ATTACHED")
+    await guest_daemon.kill()
+    shutil.rmtree(guest_daemon.state_file.parent)
+    await guest_daemon.start()
+    assert list(guest_daemon.iso_folder.iterdir()) == []
+    assert (await in_guest(guest, "tr -d '\\000' </dev/sr0 | wc -c")).strip() == "0"
+    left = await guest_daemon.post(request(guest.name))
+    assert (left.status_code, left.json()["code"]) == (409, "disk_still_attached")
+    assert job["target"] is None
+    assert f"virsh detach-disk {guest.name} sda" in left.json()["hint"]
 
 
 async def test_a_cancel_survives_a_killed_daemon(lab: Lab, guest_daemon: Daemon) -> None:

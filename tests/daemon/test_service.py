@@ -34,6 +34,14 @@ async def test_a_stop_does_not_wait_for_those_who_follow_events(daemon: Daemon) 
         assert [event async for event in events] == []
 
 
+async def test_a_file_that_is_no_socket_is_left_alone(idle_daemon: Daemon) -> None:
+    idle_daemon.socket.write_text("somebody's")
+    status, said = await idle_daemon.run_to_its_end()
+    assert status == 1
+    assert "wrong_setting: socket: " in said
+    assert idle_daemon.socket.read_text() == "somebody's"
+
+
 async def test_a_second_daemon_on_the_same_socket_is_refused(daemon: Daemon) -> None:
     other = daemon.folder / "other"
     other.mkdir()

@@ -12,10 +12,10 @@ FULL = conf(
     IF0_GATEWAY4="10.0.0.1",
     IF0_GATEWAY6="fd00::1",
     IF0_MTU="1400",
-    IF0_ROUTES="10.1.0.0/16,10.0.0.254,100 fd01::/64,fd00::fe,",
+    IF0_ROUTES="10.1.0.0/16,10.0.0.254,100 fd01::/64,fd00::fe, fd02::7/128,fd00::fe,",
     IF1_MAC=MACS[1],
     IF1_ADDRESSES="192.168.7.2/30",
-    IF1_ROUTES="192.168.8.0/24,192.168.7.1,",
+    IF1_ROUTES="192.168.8.0/24,192.168.7.1, 192.168.9.7/32,192.168.7.1,",
     DNS="10.0.0.1 fd00::53",
     SEARCH="example.org lan",
     USER="ops",
@@ -41,11 +41,11 @@ def check_network(machine: Machine) -> None:
         "default via 10.0.0.1 dev eth0",
     ]
     found = [" ".join(route.split()[:3]) for route in machine.routes("eth0", "-6")]
-    assert found == ["default via fd00::1", "fd01::/64 via fd00::fe"]
+    assert found == ["default via fd00::1", "fd01::/64 via fd00::fe", "fd02::7 via fd00::fe"]
     assert machine.mtu("eth0") == 1400
     assert machine.addresses("eth1") == ["192.168.7.2/30"]
-    (route,) = machine.routes("eth1")
-    assert route.startswith("192.168.8.0/24 via 192.168.7.1")
+    found = [" ".join(route.split()[:3]) for route in machine.routes("eth1")]
+    assert found == ["192.168.8.0/24 via 192.168.7.1", "192.168.9.7 via 192.168.7.1"]
 
 
 def test_a_host_name_alone_is_enough_and_changes_nothing_else(machine: Machine) -> None:

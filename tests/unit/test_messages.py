@@ -203,6 +203,11 @@ def test_what_is_no_host_name_is_refused(hostname: str, because: str) -> None:
         ("224.0.0.5/24", "multicast"),
         ("::1/128", "loopback"),
         ("ff02::1/64", "multicast"),
+        ("::ffff:192.0.2.10/96", "IPv6 notation"),
+        ("::192.0.2.10/96", "IPv6 notation"),
+        ("192.0.2.10/255.255.255.0", "CIDR"),
+        ("192.0.2.10/0.0.0.255", "CIDR"),
+        ("192.0.2.10/024", "CIDR"),
         ("fe80::1%eth0/64", "zone"),
         ("fe80::1%x\nUSER=mallory/64", "zone"),
         (3221225994, "string"),
@@ -264,6 +269,14 @@ def test_a_gateway_belongs_to_the_form_that_has_the_address() -> None:
             "one default route",
         ),
         ([nic(name=f"eth{number}") for number in range(17)], "16"),
+        ([nic(routes=[{"to": "203.0.113.0/24", "via": "192.0.2.1"}] * 2)], "two routes"),
+        (
+            [
+                nic(name="eth0", routes=[{"to": "203.0.113.0/24", "via": "192.0.2.1"}]),
+                nic(name="eth1", routes=[{"to": "203.0.113.0/24", "via": "192.0.2.2"}]),
+            ],
+            "two routes",
+        ),
     ],
 )
 def test_interfaces_that_cannot_be_told_apart_are_refused(
@@ -321,6 +334,11 @@ def test_an_interface_is_found_by_one_thing() -> None:
     [
         ("to", "203.0.113.1/24", "no network"),
         ("to", "somewhere", "no network"),
+        ("to", "203.0.113.1", "no network"),
+        ("to", "203.0.113.0/255.255.255.0", "no network"),
+        ("to", "0.0.0.0/0", "default route"),
+        ("to", "::/0", "default route"),
+        ("to", "::ffff:203.0.113.0/120", "IPv6 notation"),
         ("to", "2001:db8::%\nUSER=mallory/64", "zone"),
         ("to", 7, "string"),
         ("via", "2001:db8::1", "same IP version"),

@@ -160,8 +160,6 @@ def test_the_guests_script_reads_the_largest_configuration_that_is_taken(tmp_pat
     nic = {
         "addresses": [f"{long}{number:x}/112" for number in range(0xFF00, 0xFF10)],
         "gateway6": None,
-        "routes": [{"to": f"{long}fff0/124", "via": f"{long}ffff", "metric": 2**32 - 1}]
-        * MAX_ROUTES,
         "mtu": 65535,
     }
     count, longest = MAX_KEYS_BYTES // MAX_KEY_BYTES, MAX_KEY_BYTES - len(ssh_key(""))
@@ -169,7 +167,19 @@ def test_the_guests_script_reads_the_largest_configuration_that_is_taken(tmp_pat
         {
             "hostname": ".".join(["a" * 61] * 4),
             "interfaces": [
-                nic | {"mac": f"52:54:00:00:00:{number:02x}"} for number in range(MAX_INTERFACES)
+                nic
+                | {
+                    "mac": f"52:54:00:00:00:{number:02x}",
+                    "routes": [
+                        {
+                            "to": f"{long}fff0/124",
+                            "via": f"{long}ffff",
+                            "metric": 2**32 - 1 - (number * MAX_ROUTES + count),
+                        }
+                        for count in range(MAX_ROUTES)
+                    ],
+                }
+                for number in range(MAX_INTERFACES)
             ],
             "nameservers": [f"{long}{number:x}" for number in range(0xFF00, 0xFF08)],
             "search": [".".join(["b" * 63, "c" * 63, "d" * 63, "e" * 61])] * 16,

@@ -109,6 +109,12 @@ def assert_harmless(word: object) -> None:
             assert word in (None, Done())
 
 
+@pytest.mark.parametrize("hashed", ["$6$saltsalt$" + "x" * 86, "$y$j9T$abc$" + "./" * 20])
+def test_a_hash_that_a_guest_says_is_not_repeated(hashed: str) -> None:
+    assert parse(f"{NONCE} log root:{hashed}:1\n") == LogLine("root:(a password hash):1")
+    assert parse(f"{NONCE} failed password {hashed}\n") == Failed("password", "(a password hash)")
+
+
 @given(
     nonce=st.text("0123456789abcdef", min_size=32, max_size=32).filter(lambda it: it != NONCE),
     said=st.sampled_from(["done", "failed network x", "log x"]),
