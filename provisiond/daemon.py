@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
@@ -166,7 +167,9 @@ def _iso_folder_mode(uri: str) -> int:
 
     The ISOs themselves are 0600 in either case; libvirtd gives one to that user at the attach.
     """
-    return 0o711 if uri == "qemu:///system" else 0o700
+    address = urlsplit(uri)
+    driver, _, _transport = address.scheme.partition("+")
+    return 0o711 if (driver, address.path) == ("qemu", "/system") else 0o700
 
 
 async def _keep_connected(hypervisor: Hypervisor) -> None:

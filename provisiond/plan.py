@@ -35,5 +35,5 @@ def is_job_id(text: str) -> bool:
 
 
 def iso_folder(runtime_dir: Path) -> Path:
-    """The folder of all config ISOs, mode 0700, on tmpfs."""
+    """The folder of all config ISOs, on tmpfs; none but root and the disk backend gets at them."""
     return runtime_dir / "iso"

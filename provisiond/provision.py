@@ -78,6 +78,8 @@ class Provisioning:
         self._signal = tools.open_signal(job)
         self._cancelled = job.cancel_requested
         self._until_deadline: asyncio.Timeout | None = None
+        # Why the call that is made patiently has no answer yet.
+        self._unavailable: HypervisorUnavailable | None = None
         # What was done in an earlier try of the ISO's end still counts in the proof.
         self._detached_at: float | None = None
         self._overwritten = False
@@ -121,6 +123,7 @@ class Provisioning:
             return Failure.of(error)
         finally:
             self._until_deadline = None
+            self._unavailable = None
         return None
 
     async def _configure(self) -> None:
@@ -172,12 +175,13 @@ class Provisioning:
         """The guest's sign that it can take the ISO, or that it gave none."""
         try:
             async with asyncio.timeout(self._tools.limits.ready):
-                return await self._patiently(self._signal.ready)
+                return await self._signal.ready()
         except TimeoutError:
             return f"no sign of readiness within {self._tools.limits.ready:g} s"
 
     async def _await_verdict(self) -> None:
-        verdict = await self._patiently(self._signal.verdict)
+        await self._patiently(self._signal.listen)
+        verdict = await self._signal.verdict()
         if isinstance(verdict, Failed):
             raise GuestFailed(
                 f"{self.job.domain}: the guest's step {verdict.step} failed: {verdict.message}",
@@ -189,7 +193,15 @@ class Provisioning:
         if self._cancelled:
             return Cancelled(f"{self.job.domain}: cancelled in {self.job.state}")
         allowed = self.job.deadline_at - self.job.created_at
-        return DeadlinePassed(f"{self.job.domain}: still {self.job.state} after {allowed:.0f} s")
+        return self._too_late(f"still {self.job.state} after {allowed:.0f} s")
+
+    def _too_late(self, what: str) -> DeadlinePassed:
+        """The deadline's error; it speaks of libvirt where that is what the job waited for."""
+        if self._unavailable is None:
+            return DeadlinePassed(f"{self.job.domain}: {what}")
+        return DeadlinePassed(
+            f"{self.job.domain}: {what}: {self._unavailable}", hint=self._unavailable.hint
+        )
 
     # ------------------------------------------------------------ back
     async def _end(self, failure: Failure | None) -> None:
@@ -309,10 +321,16 @@ class Provisioning:
         """Make a call that may find libvirtd gone, again until it is back; the deadline ends it."""
         for pause in pauses():
             try:
-                return await call(*args, **kwargs)
-            except HypervisorUnavailable:
+                result = await call(*args, **kwargs)
+            except HypervisorUnavailable as error:
+                if self._unavailable is None:
+                    await self._note(f"waits for libvirt: {error}")
+                self._unavailable = error
                 await asyncio.sleep(pause)
-        raise AssertionError("pauses never ends")
+            else:
+                self._unavailable = None
+                return result
+        raise AssertionError("pauses() never ends")
 
     @contextlib.asynccontextmanager
     async def _phase(self, doing: str, seconds: float) -> AsyncIterator[None]:
@@ -320,7 +338,7 @@ class Provisioning:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            raise DeadlinePassed(f"{self.job.domain}: {doing} took over {seconds:g} s") from None
+            raise self._too_late(f"{doing} took over {seconds:g} s") from None
 
 
 def pauses() -> Iterator[float]:

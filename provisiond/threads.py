@@ -1,13 +1,14 @@
-"""Blocking calls in threads, never abandoned.
+"""Blocking calls in threads, never abandoned unless they change nothing.
 
 A cancelled coroutine must not leave its blocking call running behind it: an attach that ends after
-the undo has looked would leave an orphan. So a call here is waited for even when its caller is
-cancelled.
+the undo has looked would leave an orphan. So a call in a pool is waited for even when its caller is
+cancelled. `call_in_background` is for a call that changes nothing and may never return.
 """
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -40,3 +41,21 @@ class Threads:
     def close(self) -> None:
         """Wait for the calls that run and end the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def call_in_background(
+    function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+) -> asyncio.Future[R]:
+    """Run `function` in a thread of its own that nobody has to wait for, not even this process."""
+    future: Future[R] = Future()
+
+    def run() -> None:
+        try:
+            result = function(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - it is raised where the future is awaited
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name=f"background {function.__name__}", daemon=True).start()
+    return asyncio.wrap_future(future)

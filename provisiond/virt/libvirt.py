@@ -8,9 +8,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import libvirt
 
@@ -22,7 +23,7 @@ from provisiond.errors import (
     HypervisorUnavailable,
     NoFreeTarget,
 )
-from provisiond.threads import Threads
+from provisiond.threads import Threads, call_in_background
 from provisiond.virt.xml import (
     DomainXml,
     build_scsi_cdrom,
@@ -56,12 +57,11 @@ _COLLISIONS = (
     libvirt.VIR_ERR_INTERNAL_ERROR,
     libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
 )
-_CONNECTION_LOST = (
-    libvirt.VIR_ERR_NO_CONNECT,
-    libvirt.VIR_ERR_INVALID_CONN,
-    libvirt.VIR_ERR_SYSTEM_ERROR,
-    libvirt.VIR_ERR_RPC,
-)
+# How long a caller waits for libvirtd to take the connection: a healthy one needs milliseconds.
+_OPEN_SECONDS = 5.0
+# A libvirtd that hangs is given up after 5 s, three more tries and 5 s each: 20 s.
+_KEEPALIVE_SECONDS = 5
+_KEEPALIVE_TRIES = 3
 # An event only wakes the wait for a detach early; the live XML is what counts.
 _DETACH_POLL_SECONDS = 0.25
 
@@ -84,7 +84,7 @@ class Hypervisor:
         self.connected = False
         self._threads = Threads(size=threads, name="libvirt")
         self._connection: Any = None
-        self._reconnecting = asyncio.Lock()
+        self._opening: asyncio.Future[Any] | None = None
         self._loop = asyncio.get_running_loop()
         # Set, and replaced, at any device or lifecycle event: a hint to read again, never a fact.
         self._hint = asyncio.Event()
@@ -97,24 +97,37 @@ class Hypervisor:
     async def close(self) -> None:
         """Close the connection; domains go on running."""
         self.connected = False
-        if self._connection is not None:
-            await self._threads.call(self._connection.close)
-            self._connection = None
+        await self._threads.call(_close, self._connection)
+        self._connection = None
         self._threads.close()
 
     async def _open_connection(self) -> Any:
-        async with self._reconnecting:
-            if self._connection is None or not self.connected:
-                self._connection = await self._threads.call(self._open)
-                self.connected = True
-                log.info("connected to %s", self.uri)
-            return self._connection
+        """The connection, opened where there is none; raises HypervisorUnavailable.
 
-    def _open(self) -> Any:
+        A libvirtd that hangs takes a connection and never answers on it. So all callers wait for
+        one and the same attempt, none of them for long, and it does not hold up the daemon's end.
+        """
+        if not self.connected:
+            if self._opening is None:
+                self._opening = call_in_background(self._open, self._connection)
+                self._opening.add_done_callback(self._opened)
+            try:
+                async with asyncio.timeout(_OPEN_SECONDS):
+                    await asyncio.shield(self._opening)
+            except TimeoutError:
+                raise HypervisorUnavailable(
+                    f"cannot open {self.uri}: no answer within {_OPEN_SECONDS:g} s",
+                    hint="Look whether libvirtd hangs; provisiond reconnects by itself.",
+                ) from None
+        return self._connection
+
+    def _open(self, lost: Any) -> Any:
         _start_event_thread()
+        _close(lost)
         try:
             connection = libvirt.open(self.uri)
             connection.registerCloseCallback(self._closed, None)
+            _keep_alive(connection)
             for event in (
                 libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
                 libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
@@ -124,9 +137,21 @@ class Hypervisor:
             raise HypervisorUnavailable(f"cannot open {self.uri}: {error}") from error
         return connection
 
-    def _closed(self, _connection: Any, reason: int, _opaque: Any) -> None:
-        self.connected = False
-        log.warning("the connection to %s was lost (reason %d)", self.uri, reason)
+    def _opened(self, opening: asyncio.Future[Any]) -> None:
+        self._opening = None
+        if not opening.cancelled() and opening.exception() is None:
+            self._connection = opening.result()
+            self.connected = True
+            log.info("connected to %s", self.uri)
+
+    def _closed(self, connection: Any, reason: int, _opaque: Any) -> None:
+        self._loop.call_soon_threadsafe(self._lose, connection, f"reason {reason}")
+
+    def _lose(self, connection: Any, why: str) -> None:
+        """Take note that a connection is dead; a later one may be at work already."""
+        if connection is self._connection and self.connected:
+            self.connected = False
+            log.warning("the connection to %s was lost (%s)", self.uri, why)
 
     def _event(self, *_details: Any) -> None:
         self._loop.call_soon_threadsafe(self._wake)
@@ -135,41 +160,32 @@ class Hypervisor:
         self._hint.set()
         self._hint = asyncio.Event()
 
-    async def _call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Run a function of this module that calls libvirt; translate what libvirt raises."""
+    async def _call(
+        self, function: Callable[Concatenate[Any, _P], _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R:
+        """Run a function of this module on the connection; translate what libvirt raises."""
+        connection = await self._open_connection()
         try:
-            return await self._threads.call(function, *args, **kwargs)
+            return await self._threads.call(function, connection, *args, **kwargs)
         except libvirt.libvirtError as error:
-            if error.get_error_code() in _CONNECTION_LOST and not await self._is_alive():
-                self.connected = False
-                raise HypervisorUnavailable(f"{self.uri}: {error}") from error
-            raise HypervisorFailed(str(error)) from error
-
-    async def _is_alive(self) -> bool:
-        try:
-            return bool(await self._threads.call(self._connection.isAlive))
-        except libvirt.libvirtError:
-            return False
+            # Whatever the error says: on a dead connection it speaks of the connection.
+            if await self._threads.call(_is_alive, connection):
+                raise HypervisorFailed(str(error)) from error
+            self._lose(connection, str(error))
+            raise HypervisorUnavailable(f"{self.uri}: {error}") from error
 
     # ------------------------------------------------------------ reading
     async def domains(self) -> list[Domain]:
         """All domains of the host, by name."""
-        connection = await self._open_connection()
-        found = await self._call(lambda: [_describe(d) for d in connection.listAllDomains()])
-        return sorted((domain for domain in found if domain), key=lambda domain: domain.name)
+        return sorted(await self._call(_list_domains), key=lambda domain: domain.name)
 
     async def find(self, name_or_uuid: str) -> Domain:
         """The domain with this name or UUID; raises DomainNotFound."""
-        connection = await self._open_connection()
-        domain = _describe(await self._call(_look_up, connection, name_or_uuid))
-        if domain is None:
-            raise DomainNotFound(f"{name_or_uuid}: no domain has this name or UUID")
-        return domain
+        return await self._call(_find, name_or_uuid)
 
     async def live_xml(self, uuid: str) -> DomainXml:
         """The live XML of a running domain; raises DomainNotFound or DomainNotRunning."""
-        connection = await self._open_connection()
-        return await self._call(_read_live_of, connection, uuid)
+        return await self._call(_read_live_of, uuid)
 
     async def has_disk(self, uuid: str, source: Path) -> bool:
         """Whether `source` is attached; a domain that is off or gone has no disk attached."""
@@ -184,17 +200,15 @@ class Hypervisor:
 
         Attached already: returns its target. Raises NoFreeTarget, HypervisorFailed.
         """
-        connection = await self._open_connection()
-        return await self._call(_attach, connection, uuid, iso, target)
+        return await self._call(_attach, uuid, iso, target)
 
     async def detach(self, uuid: str, *, iso: Path) -> None:
         """Detach `iso` and wait until the live XML is free of it; returns at once where it is.
 
         The caller's time limit ends the wait. Raises DiskStillAttached where libvirt refuses.
         """
-        connection = await self._open_connection()
         hint = self._hint
-        if not await self._call(_detach, connection, uuid, iso):
+        if not await self._call(_detach, uuid, iso):
             return
         while await self.has_disk(uuid, iso):
             try:
@@ -227,6 +241,29 @@ def _run_events() -> None:
         libvirt.virEventRunDefaultImpl()
 
 
+def _keep_alive(connection: Any) -> None:
+    """Have libvirt itself close a connection on which libvirtd does not answer any more."""
+    try:
+        connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_TRIES)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # a driver inside this process
+            raise
+
+
+def _is_alive(connection: Any) -> bool:
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False
+
+
+def _close(connection: Any) -> None:
+    """Let go of a connection, also of one that is dead or that never was."""
+    if connection is not None:
+        with suppress(libvirt.libvirtError):
+            connection.close()
+
+
 def _look_up(connection: Any, name_or_uuid: str) -> Any:
     for look_up in (connection.lookupByUUIDString, connection.lookupByName):
         try:
@@ -239,6 +276,18 @@ def _look_up(connection: Any, name_or_uuid: str) -> Any:
             ):
                 raise
     raise DomainNotFound(f"{name_or_uuid}: no domain has this name or UUID")
+
+
+def _list_domains(connection: Any) -> list[Domain]:
+    found = map(_describe, connection.listAllDomains())
+    return [domain for domain in found if domain is not None]
+
+
+def _find(connection: Any, name_or_uuid: str) -> Domain:
+    domain = _describe(_look_up(connection, name_or_uuid))
+    if domain is None:
+        raise DomainNotFound(f"{name_or_uuid}: no domain has this name or UUID")
+    return domain
 
 
 def _describe(domain: Any) -> Domain | None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.daemon.program import Daemon
 from tests.lab.fixtures import TMPFS
+from tests.lab.libvirtd import Libvirtd
 from tests.lab.program import Lab
 
 
@@ -38,6 +39,16 @@ async def daemon(idle_daemon: Daemon) -> Daemon:
 async def guest_daemon(lab: Lab, daemon_folder: Path) -> AsyncIterator[Daemon]:
     """Not started yet; it will own the lab's libvirt, so the test starts its guests first."""
     daemon = Daemon(daemon_folder, {"libvirt_uri": lab.uri})
+    yield daemon
+    await daemon.kill()
+    print(f"--- provisiond\n{daemon.log.read_text() if daemon.log.exists() else ''}")
+
+
+@pytest.fixture
+async def system_daemon(libvirtd: Libvirtd, daemon_folder: Path) -> AsyncIterator[Daemon]:
+    """Not started yet; QEMU runs as another user, who may pass through its folders."""
+    daemon_folder.chmod(0o755)
+    daemon = Daemon(daemon_folder, {"libvirt_uri": libvirtd.uri})
     yield daemon
     await daemon.kill()
     print(f"--- provisiond\n{daemon.log.read_text() if daemon.log.exists() else ''}")

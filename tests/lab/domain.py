@@ -68,8 +68,16 @@ def shell_socket(folder: Path, name: str) -> Path:
     return folder / f"{name}.shell"
 
 
-def domain_xml(guest: Guest, *, files: GuestFiles, folder: Path) -> str:
-    """The definition for `virDomainDefineXML`; log and shell socket go into `folder`."""
+def channel_socket(folder: Path, name: str) -> Path:
+    """Where the guest's channel answers, if it is not libvirt that chooses."""
+    return folder / f"{name}.channel"
+
+
+def domain_xml(guest: Guest, *, files: GuestFiles, folder: Path, own_channel: bool = False) -> str:
+    """The definition for `virDomainDefineXML`; log and shell socket go into `folder`.
+
+    So does the channel's socket if it is `own_channel`; otherwise libvirt chooses its place.
+    """
     domain = ET.Element("domain", type=guest.accelerator)
     _text(domain, "name", guest.name)
     _text(domain, "uuid", guest.uuid)
@@ -81,6 +89,8 @@ def domain_xml(guest: Guest, *, files: GuestFiles, folder: Path) -> str:
     for event, action in (("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")):
         _text(domain, f"on_{event}", action)
     _add_devices(domain, guest, folder)
+    if own_channel and (source := domain.find("devices/channel/source")) is not None:
+        source.set("path", str(channel_socket(folder, guest.name)))
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode")
 

@@ -56,7 +56,7 @@ def prepare_root(root: Path) -> None:
     (root / "etc").mkdir(exist_ok=True)
     settings = SETTINGS + (ROOT_SETTINGS if os.geteuid() == 0 else "")
     (root / "etc/qemu.conf").write_text(settings)
-    _copy_missing(_kept_capabilities(), _capabilities(root))
+    copy_missing(_kept_capabilities(), _capabilities(root))
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def start_guests(root: Path, guests: Sequence[Guest], *, files: GuestFiles) -> N
             if guest.name not in running:
                 xml = domain_xml(guest, files=files, folder=lab_folder(root))
                 connection.defineXML(xml).create()
-    _copy_missing(_capabilities(root), _kept_capabilities())
+    copy_missing(_capabilities(root), _kept_capabilities())
 
 
 def live_xml(root: Path, name: str) -> str:
@@ -114,7 +114,7 @@ def destroy_all(root: Path) -> None:
         raise ValueError(f"{root} is no lab's root directory, nothing of it is removed")
     while pids := list(_qemu_pids(root)):
         for pid in pids:
-            _kill(pid)
+            end_process(pid)
     shutil.rmtree(root)
 
 
@@ -130,7 +130,8 @@ def _kept_capabilities() -> Path:
     return cache_directory() / "libvirt-capabilities"
 
 
-def _copy_missing(source: Path, destination: Path) -> None:
+def copy_missing(source: Path, destination: Path) -> None:
+    """Copies the capabilities (*.xml) that are not there yet."""
     destination.mkdir(parents=True, exist_ok=True)
     for path in source.glob("*.xml"):
         if not (destination / path.name).exists():
@@ -153,8 +154,8 @@ def _qemu_pids(root: Path) -> Iterator[int]:
             yield int(process.name)
 
 
-def _kill(pid: int) -> None:
-    """Returns once the process has ended, whoever its parent is."""
+def end_process(pid: int) -> None:
+    """Kills it; returns once the process has ended, whoever its parent is."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:

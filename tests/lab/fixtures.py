@@ -8,6 +8,7 @@ import pytest
 
 from tests.lab.embed import destroy_all, lab_folder, prepare_root
 from tests.lab.initramfs import GuestFiles, guest_files
+from tests.lab.libvirtd import Libvirtd
 from tests.lab.program import Lab
 
 TMPFS = Path("/dev/shm")  # config ISOs must never reach a disk; and sockets need a short path
@@ -37,3 +38,28 @@ def guest_root() -> Iterator[Path]:
 def lab(guest_root: Path, guest_files: GuestFiles) -> Lab:
     """Starts guests of the test's own."""
     return Lab(root=guest_root, files=guest_files)
+
+
+@pytest.fixture(scope="module")
+def libvirtd_of_module(guest_files: GuestFiles) -> Iterator[Libvirtd]:
+    """One for the tests of a module; they ask for `libvirtd`."""
+    with tempfile.TemporaryDirectory(prefix="lv-", dir=TMPFS) as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # QEMU's user has to come to its kernel
+        libvirtd = Libvirtd(folder, files=guest_files)
+        try:
+            libvirtd.start()
+            yield libvirtd
+        finally:
+            libvirtd.close()
+
+
+@pytest.fixture
+def libvirtd(libvirtd_of_module: Libvirtd) -> Iterator[Libvirtd]:
+    """A libvirtd that serves, without guests; the test may do to it what it likes."""
+    libvirtd_of_module.reset()
+    try:
+        yield libvirtd_of_module
+    finally:
+        for log in sorted(libvirtd_of_module.folder.glob("*.log")):
+            print(f"--- {log.name}\n{log.read_text(errors='replace')[-LOG_TAIL:]}")

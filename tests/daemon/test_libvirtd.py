@@ -1,0 +1,256 @@
+"""provisiond beside a libvirtd that is a process of its own, dies, hangs and comes back."""
+
+import asyncio
+import pwd
+import stat
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.daemon.program import Daemon, Json, request
+from tests.lab.domain import Guest, kernel_words
+from tests.lab.libvirtd import Libvirtd
+from tests.lab.program import Running
+
+pytestmark = pytest.mark.timeout(120)
+
+STORY = [
+    "ACCEPTED",
+    "DISKS_CREATED",
+    "DOMAIN_STARTED",
+    "ISO_WRITTEN",
+    "ISO_ATTACHED",
+    "GUEST_CONFIGURED",
+    "ISO_DETACHED",
+    "SUCCEEDED",
+]
+
+
+def facts(job: Json) -> list[str]:
+    """The states in their order; a note leaves a job in the state that it has."""
+    return list(dict.fromkeys(event["state"] for event in job["history"]))
+
+
+def start_guest(libvirtd: Libvirtd, name: str, *, delay: int = 0, silent: bool = False) -> Running:
+    words = kernel_words(delay=delay, silent=silent)
+    (guest,) = libvirtd.start_guests(Guest(name, kernel_words=words))
+    return guest
+
+
+async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            if await is_so():
+                return
+            await asyncio.sleep(0.05)
+
+
+async def health(daemon: Daemon, status: int) -> None:
+    """Returns when /healthz answers with `status`."""
+
+    async def answers() -> bool:
+        return (await daemon.get("/healthz")).status_code == status
+
+    await until(answers)
+
+
+async def stuck_in_monitor(libvirtd: Libvirtd, guest: Running) -> None:
+    """Returns when a call waits for the guest's QEMU."""
+
+    async def waits() -> bool:
+        return await asyncio.to_thread(libvirtd.waits_for_monitor, guest.name)
+
+    await until(waits)
+
+
+async def waits_for_libvirt(daemon: Daemon, job: Json) -> None:
+    """Returns when the job's history says so."""
+    async with asyncio.timeout(60), daemon.events(f"/v1/jobs/{job['id']}/events") as events:
+        async for event in events:
+            if "waits for libvirt" in event["detail"]:
+                return
+    raise AssertionError(await daemon.job(job["id"]))
+
+
+def assert_nothing_is_left(daemon: Daemon, libvirtd: Libvirtd, job: Json) -> None:
+    assert list(daemon.iso_folder.iterdir()) == []
+    assert job["proof"]["disk_absent_from_live_xml"] is True
+    assert job["proof"]["iso_file_absent"] is True
+    assert ".iso" not in libvirtd.xml(job["domain"])
+
+
+async def test_a_guest_is_provisioned_whose_qemu_is_another_user(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = start_guest(libvirtd, "plain", delay=2)
+    system_daemon.settings["ready_seconds"] = 1
+    await system_daemon.start()
+    job = await system_daemon.submit(request(guest.name))
+    job = await system_daemon.wait_for(job["id"], "ISO_ATTACHED")
+    assert stat.S_IMODE(system_daemon.iso_folder.stat().st_mode) == 0o711
+    (iso,) = system_daemon.iso_folder.iterdir()
+    assert stat.S_IMODE(iso.stat().st_mode) == 0o600
+    assert iso.stat().st_uid == pwd.getpwnam("libvirt-qemu").pw_uid
+    assert str(iso) in libvirtd.xml(guest.name)
+    job = await system_daemon.wait_for(job["id"], "SUCCEEDED")
+    assert facts(job) == STORY
+    assert_nothing_is_left(system_daemon, libvirtd, job)
+
+
+async def test_libvirtd_killed_while_the_verdict_is_awaited(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = start_guest(libvirtd, "verdict", delay=4)
+    system_daemon.settings["ready_seconds"] = 1
+    await system_daemon.start()
+    job = await system_daemon.submit(request(guest.name))
+    await system_daemon.wait_for(job["id"], "ISO_ATTACHED")
+    libvirtd.kill()
+    await system_daemon.wait_for(job["id"], "GUEST_CONFIGURED")  # its word takes another way
+    libvirtd.start()
+    job = await system_daemon.wait_for(job["id"], "SUCCEEDED")
+    assert facts(job) == STORY
+    assert_nothing_is_left(system_daemon, libvirtd, job)
+
+
+async def test_libvirtd_killed_just_before_the_attach(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = start_guest(libvirtd, "attach")
+    await system_daemon.start()
+    job = await system_daemon.submit(request(guest.name))
+    await system_daemon.wait_for(job["id"], "ISO_WRITTEN")
+    libvirtd.kill()
+    await waits_for_libvirt(system_daemon, job)
+    libvirtd.start()
+    job = await system_daemon.wait_for(job["id"], "SUCCEEDED")
+    assert facts(job) == STORY
+    assert_nothing_is_left(system_daemon, libvirtd, job)
+
+
+async def test_libvirtd_killed_while_the_detach_runs(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = start_guest(libvirtd, "detach", delay=2)
+    system_daemon.settings["ready_seconds"] = 1
+    await system_daemon.start()
+    job = await system_daemon.submit(request(guest.name))
+    await system_daemon.wait_for(job["id"], "ISO_ATTACHED")
+    libvirtd.freeze()
+    await system_daemon.wait_for(job["id"], "GUEST_CONFIGURED")
+    libvirtd.freeze_qemu(guest.name)
+    libvirtd.thaw()
+    await stuck_in_monitor(libvirtd, guest)
+    libvirtd.kill()
+    libvirtd.thaw_qemu(guest.name)
+    libvirtd.start()
+    job = await system_daemon.wait_for(job["id"], "SUCCEEDED")
+    assert facts(job) == STORY
+    assert_nothing_is_left(system_daemon, libvirtd, job)
+
+
+async def test_libvirtd_away_beyond_the_deadline_is_the_reason_given_and_nothing_is_left(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    attached = start_guest(libvirtd, "attached", silent=True)
+    written = start_guest(libvirtd, "written", silent=True)
+    system_daemon.settings["ready_seconds"] = 1
+    await system_daemon.start()
+    first = await system_daemon.submit(request(attached.name, deadline_seconds=8))
+    await system_daemon.wait_for(first["id"], "ISO_ATTACHED")
+    second = await system_daemon.submit(request(written.name, deadline_seconds=4))
+    await system_daemon.wait_for(second["id"], "ISO_WRITTEN")
+    libvirtd.kill()
+
+    refused = await system_daemon.post(request("third"))
+    assert (refused.status_code, refused.json()["code"]) == (503, "hypervisor_unavailable")
+    assert "libvirtd" in refused.json()["hint"]
+    assert refused.headers["retry-after"]
+
+    await system_daemon.wait_for(first["id"], "UNDOING")
+    await system_daemon.wait_for(second["id"], "UNDOING")
+    assert len(list(system_daemon.iso_folder.iterdir())) == 2  # a QEMU may still have it open
+    libvirtd.start()
+    first = await system_daemon.wait_for(first["id"], "FAILED")
+    second = await system_daemon.wait_for(second["id"], "FAILED")
+    assert first["failure"]["code"] == second["failure"]["code"] == "deadline_exceeded"
+    assert "ISO_ATTACHED" in first["failure"]["message"]
+    assert "guest's console" in first["failure"]["hint"]  # libvirt was not what it waited for
+    assert libvirtd.uri in second["failure"]["message"]
+    assert "libvirtd" in second["failure"]["hint"]
+    assert_nothing_is_left(system_daemon, libvirtd, first)
+    assert_nothing_is_left(system_daemon, libvirtd, second)
+
+
+async def test_provisiond_goes_on_that_was_started_before_libvirtd(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = start_guest(libvirtd, "early", delay=2)
+    system_daemon.settings["ready_seconds"] = 1
+    await system_daemon.start()
+    job = await system_daemon.submit(request(guest.name))
+    await system_daemon.wait_for(job["id"], "ISO_ATTACHED")
+    await system_daemon.kill()
+    libvirtd.kill()
+    await system_daemon.start()
+    assert (await system_daemon.get("/healthz")).status_code == 503
+    await waits_for_libvirt(system_daemon, job)
+    libvirtd.start()
+    job = await system_daemon.wait_for(job["id"], "SUCCEEDED")
+    await health(system_daemon, 200)
+    assert_nothing_is_left(system_daemon, libvirtd, job)
+
+
+async def test_a_domain_destroyed_while_it_is_configured_is_reported_as_lost(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = start_guest(libvirtd, "lost", silent=True)
+    system_daemon.settings["ready_seconds"] = 1
+    await system_daemon.start()
+    job = await system_daemon.submit(request(guest.name))
+    await system_daemon.wait_for(job["id"], "ISO_ATTACHED")
+    libvirtd.destroy_guest(guest.name)
+    job = await system_daemon.wait_for(job["id"], "FAILED")
+    assert job["failure"]["code"] == "guest_lost"
+    assert_nothing_is_left(system_daemon, libvirtd, job)
+
+
+async def test_libvirtd_that_hangs_is_noticed_and_the_job_goes_on_when_it_is_back(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = start_guest(libvirtd, "hang", delay=2)
+    system_daemon.settings["ready_seconds"] = 1
+    await system_daemon.start()
+    job = await system_daemon.submit(request(guest.name))
+    await system_daemon.wait_for(job["id"], "ISO_ATTACHED")
+    libvirtd.freeze()
+    await system_daemon.wait_for(job["id"], "GUEST_CONFIGURED")
+    await health(system_daemon, 503)
+    refused = await system_daemon.post(request("other"))
+    assert (refused.status_code, refused.json()["code"]) == (503, "hypervisor_unavailable")
+    assert "hangs" in refused.json()["hint"]
+    assert await system_daemon.stop() == 0  # whatever libvirtd does
+    await system_daemon.start()
+    libvirtd.thaw()
+    job = await system_daemon.wait_for(job["id"], "SUCCEEDED")
+    assert_nothing_is_left(system_daemon, libvirtd, job)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+async def test_a_domain_whose_qemu_hangs_does_not_hold_up_another(
+    libvirtd: Libvirtd, system_daemon: Daemon, count: int
+) -> None:
+    stuck = [start_guest(libvirtd, f"stuck{count}-{n}", silent=True) for n in range(count)]
+    free = start_guest(libvirtd, f"free{count}")
+    system_daemon.settings["ready_seconds"] = 1
+    await system_daemon.start()
+    for guest in stuck:
+        libvirtd.freeze_qemu(guest.name)
+        await system_daemon.submit(request(guest.name))
+    for guest in stuck:
+        await stuck_in_monitor(libvirtd, guest)
+    job = await system_daemon.submit(request(free.name))
+    job = await system_daemon.wait_for(job["id"], "SUCCEEDED")
+    assert facts(job) == STORY
+    for guest in stuck:
+        libvirtd.thaw_qemu(guest.name)
