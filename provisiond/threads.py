@@ -57,5 +57,5 @@ def call_in_background(
         else:
             future.set_result(result)
 
-    threading.Thread(target=run, name=f"background {function.__name__}", daemon=True).start()
+    threading.Thread(target=run, name="background", daemon=True).start()
     return asyncio.wrap_future(future)

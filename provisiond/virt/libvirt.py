@@ -77,7 +77,7 @@ class Domain:
 
 
 class Hypervisor:
-    """One libvirt connection, reopened by itself after libvirtd's loss."""
+    """A libvirt connection, reopened by itself after libvirtd's loss; one more for each change."""
 
     def __init__(self, uri: str, *, threads: int) -> None:
         self.uri = uri
@@ -111,23 +111,25 @@ class Hypervisor:
             if self._opening is None:
                 self._opening = call_in_background(self._open, self._connection)
                 self._opening.add_done_callback(self._opened)
-            try:
-                async with asyncio.timeout(_OPEN_SECONDS):
-                    await asyncio.shield(self._opening)
-            except TimeoutError:
-                raise HypervisorUnavailable(
-                    f"cannot open {self.uri}: no answer within {_OPEN_SECONDS:g} s",
-                    hint="Look whether libvirtd hangs; provisiond reconnects by itself.",
-                ) from None
+            await self._soon(self._opening)
         return self._connection
+
+    async def _soon(self, opening: asyncio.Future[Any]) -> Any:
+        try:
+            async with asyncio.timeout(_OPEN_SECONDS):
+                return await asyncio.shield(opening)
+        except TimeoutError:
+            raise HypervisorUnavailable(
+                f"cannot open {self.uri}: no answer within {_OPEN_SECONDS:g} s",
+                hint="Look whether libvirtd hangs; provisiond reconnects by itself.",
+            ) from None
 
     def _open(self, lost: Any) -> Any:
         _start_event_thread()
         _close(lost)
+        connection = _connect(self.uri)
         try:
-            connection = libvirt.open(self.uri)
             connection.registerCloseCallback(self._closed, None)
-            _keep_alive(connection)
             for event in (
                 libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
                 libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
@@ -164,7 +166,30 @@ class Hypervisor:
         self, function: Callable[Concatenate[Any, _P], _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
         """Run a function of this module on the connection; translate what libvirt raises."""
-        connection = await self._open_connection()
+        return await self._call_on(await self._open_connection(), function, *args, **kwargs)
+
+    async def _call_apart(
+        self, function: Callable[Concatenate[Any, _P], _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R:
+        """`_call` on a connection of its own: for a call that waits for the domain's QEMU.
+
+        A QEMU that hangs never answers, and libvirtd works on five calls of one connection at most
+        (max_client_requests in libvirtd.conf): all other domains would wait behind those.
+        """
+        await self._open_connection()
+        connection = await self._soon(call_in_background(_connect, self.uri))
+        try:
+            return await self._call_on(connection, function, *args, **kwargs)
+        finally:
+            await self._threads.call(_close, connection)
+
+    async def _call_on(
+        self,
+        connection: Any,
+        function: Callable[Concatenate[Any, _P], _R],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _R:
         try:
             return await self._threads.call(function, connection, *args, **kwargs)
         except libvirt.libvirtError as error:
@@ -200,7 +225,7 @@ class Hypervisor:
 
         Attached already: returns its target. Raises NoFreeTarget, HypervisorFailed.
         """
-        return await self._call(_attach, uuid, iso, target)
+        return await self._call_apart(_attach, uuid, iso, target)
 
     async def detach(self, uuid: str, *, iso: Path) -> None:
         """Detach `iso` and wait until the live XML is free of it; returns at once where it is.
@@ -208,7 +233,7 @@ class Hypervisor:
         The caller's time limit ends the wait. Raises DiskStillAttached where libvirt refuses.
         """
         hint = self._hint
-        if not await self._call(_detach, uuid, iso):
+        if not await self._call_apart(_detach, uuid, iso):
             return
         while await self.has_disk(uuid, iso):
             try:
@@ -241,13 +266,18 @@ def _run_events() -> None:
         libvirt.virEventRunDefaultImpl()
 
 
-def _keep_alive(connection: Any) -> None:
-    """Have libvirt itself close a connection on which libvirtd does not answer any more."""
+def _connect(uri: str) -> Any:
+    """A connection that libvirt itself closes when libvirtd does not answer on it any more."""
     try:
-        connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_TRIES)
+        connection = libvirt.open(uri)
+        try:
+            connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_TRIES)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # a driver in this process
+                raise
     except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # a driver inside this process
-            raise
+        raise HypervisorUnavailable(f"cannot open {uri}: {error}") from error
+    return connection
 
 
 def _is_alive(connection: Any) -> bool:

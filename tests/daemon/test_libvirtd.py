@@ -156,9 +156,9 @@ async def test_libvirtd_away_beyond_the_deadline_is_the_reason_given_and_nothing
     written = start_guest(libvirtd, "written", silent=True)
     system_daemon.settings["ready_seconds"] = 1
     await system_daemon.start()
-    first = await system_daemon.submit(request(attached.name, deadline_seconds=8))
+    first = await system_daemon.submit(request(attached.name, deadline_seconds=9))
     await system_daemon.wait_for(first["id"], "ISO_ATTACHED")
-    second = await system_daemon.submit(request(written.name, deadline_seconds=4))
+    second = await system_daemon.submit(request(written.name, deadline_seconds=5))
     await system_daemon.wait_for(second["id"], "ISO_WRITTEN")
     libvirtd.kill()
 
@@ -236,12 +236,12 @@ async def test_libvirtd_that_hangs_is_noticed_and_the_job_goes_on_when_it_is_bac
     assert_nothing_is_left(system_daemon, libvirtd, job)
 
 
-@pytest.mark.parametrize("count", [1, 6])
-async def test_a_domain_whose_qemu_hangs_does_not_hold_up_another(
-    libvirtd: Libvirtd, system_daemon: Daemon, count: int
+async def test_domains_whose_qemu_hangs_do_not_hold_up_another(
+    libvirtd: Libvirtd, system_daemon: Daemon
 ) -> None:
-    stuck = [start_guest(libvirtd, f"stuck{count}-{n}", silent=True) for n in range(count)]
-    free = start_guest(libvirtd, f"free{count}")
+    """More of them than the five calls that libvirtd works on for one connection."""
+    stuck = [start_guest(libvirtd, f"stuck{number}", silent=True) for number in range(6)]
+    free = start_guest(libvirtd, "free")
     system_daemon.settings["ready_seconds"] = 1
     await system_daemon.start()
     for guest in stuck:
@@ -252,5 +252,6 @@ async def test_a_domain_whose_qemu_hangs_does_not_hold_up_another(
     job = await system_daemon.submit(request(free.name))
     job = await system_daemon.wait_for(job["id"], "SUCCEEDED")
     assert facts(job) == STORY
+    assert ".iso" not in libvirtd.xml(free.name)
     for guest in stuck:
         libvirtd.thaw_qemu(guest.name)

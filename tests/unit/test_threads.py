@@ -1,12 +1,14 @@
 """Calls in threads: their answers, their errors, and that none is ever abandoned."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from provisiond.threads import Threads
+from provisiond.threads import Threads, call_in_background
 
 SOON = 10.0  # seconds; far more than any of this takes
 
@@ -122,3 +124,32 @@ async def test_no_more_calls_run_at_once_than_there_are_threads(threads: Threads
     for call in calls:
         call.go_on.set()
     assert await asyncio.gather(*tasks) == ["answer"] * 3
+
+
+async def test_a_call_in_the_background_gives_its_answer_or_its_error() -> None:
+    assert await call_in_background(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await call_in_background(divmod, 7, 0)
+
+
+async def test_nobody_waits_for_a_call_in_the_background() -> None:
+    call = Call()
+    answer = call_in_background(call)
+    await started(call)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await asyncio.shield(answer)
+    assert not call.ended
+    call.go_on.set()
+    assert await answer == "answer"
+
+
+def test_a_call_in_the_background_does_not_keep_the_process_from_its_end() -> None:
+    program = (
+        "import asyncio, threading\n"
+        "from provisiond.threads import call_in_background\n"
+        "async def main():\n"
+        "    call_in_background(threading.Event().wait)\n"
+        "asyncio.run(main())\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
