@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 import libvirt
 
@@ -174,9 +175,12 @@ class Hypervisor:
         """`_call` on a connection of its own: for a call that waits for the domain's QEMU.
 
         A QEMU that hangs never answers, and libvirtd works on five calls of one connection at most
-        (max_client_requests in libvirtd.conf): all other domains would wait behind those.
+        (max_client_requests in libvirtd.conf): all other domains would wait behind those. The
+        driver inside this process has no such bound, and registers anew whenever it is opened.
         """
-        await self._open_connection()
+        shared = await self._open_connection()
+        if urlsplit(self.uri).path == "/embed":
+            return await self._call_on(shared, function, *args, **kwargs)
         connection = await self._soon(call_in_background(_connect, self.uri))
         try:
             return await self._call_on(connection, function, *args, **kwargs)
