@@ -199,6 +199,8 @@ class Hypervisor:
         except libvirt.libvirtError as error:
             # Whatever the error says: on a dead connection it speaks of the connection.
             if await self._threads.call(_is_alive, connection):
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:  # it went in between
+                    raise DomainNotFound(str(error)) from error
                 raise HypervisorFailed(str(error)) from error
             self._lose(connection, str(error))
             raise HypervisorUnavailable(f"{self.uri}: {error}") from error

@@ -15,6 +15,17 @@ import httpx
 PROVISIOND = Path(sys.executable).with_name("provisiond")
 START_SECONDS = 30
 Json = dict[str, Any]
+# The states of a job that goes well, in their order.
+STORY = [
+    "ACCEPTED",
+    "DISKS_CREATED",
+    "DOMAIN_STARTED",
+    "ISO_WRITTEN",
+    "ISO_ATTACHED",
+    "GUEST_CONFIGURED",
+    "ISO_DETACHED",
+    "SUCCEEDED",
+]
 
 
 @dataclass

@@ -11,23 +11,13 @@ from pathlib import Path
 import pytest
 from passlib.hash import sha512_crypt
 
-from tests.daemon.program import Daemon, Json, request
+from tests.daemon.program import STORY, Daemon, Json, request
 from tests.lab.console import open_console
 from tests.lab.initramfs import STEPS
 from tests.lab.program import Lab, Running
 
 PASSWORD = "correct horse"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl ops"
-STORY = [
-    "ACCEPTED",
-    "DISKS_CREATED",
-    "DOMAIN_STARTED",
-    "ISO_WRITTEN",
-    "ISO_ATTACHED",
-    "GUEST_CONFIGURED",
-    "ISO_DETACHED",
-    "SUCCEEDED",
-]
 
 
 def states(job: Json) -> list[str]:

@@ -7,23 +7,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.daemon.program import Daemon, Json, request
+from tests.daemon.program import STORY, Daemon, Json, request
 from tests.lab.domain import Guest, kernel_words
 from tests.lab.libvirtd import Libvirtd
 from tests.lab.program import Running
 
 pytestmark = pytest.mark.timeout(120)
-
-STORY = [
-    "ACCEPTED",
-    "DISKS_CREATED",
-    "DOMAIN_STARTED",
-    "ISO_WRITTEN",
-    "ISO_ATTACHED",
-    "GUEST_CONFIGURED",
-    "ISO_DETACHED",
-    "SUCCEEDED",
-]
 
 
 def facts(job: Json) -> list[str]:
