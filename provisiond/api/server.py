@@ -319,11 +319,14 @@ def _reply(
 
 def _field_error(error: MutableMapping[str, Any]) -> FieldError:
     """The path of the field and the reason; never the input, which may be a secret."""
+    whole, *parts = error["loc"]  # the first is "body", "query", "header" or "path"
+    if parts and isinstance(parts[0], int):  # no field: where in the body its JSON is broken
+        parts = []
     path = ""
-    for part in error["loc"][1:]:  # the first is "body", "query", "header" or "path"
+    for part in parts:
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
     reason = str(error["msg"]).removeprefix("Value error, ")
-    return FieldError(field=path.removeprefix(".") or str(error["loc"][0]), message=reason)
+    return FieldError(field=path.removeprefix(".") or str(whole), message=reason)
 
 
 # ---------------------------------------------------------------- limits

@@ -57,6 +57,7 @@ async def test_a_body_that_is_no_json_or_too_large_is_refused(daemon: Daemon) ->
         )
         assert broken.status_code == 422
         assert broken.json()["code"] == "invalid_request"
+        assert [one["field"] for one in broken.json()["fields"]] == ["body"]
         large = await http.post("/v1/jobs", content=b" " * 300_000)
         assert large.status_code == 413
         assert large.json()["code"]
