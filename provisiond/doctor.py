@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import grp
 import os
+import re
 import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 from provisiond.api.client import ProvisiondClient
 from provisiond.api.messages import HealthView
 from provisiond.errors import DaemonUnreachable, ProvisionError, SettingsError, ToolFailed
+from provisiond.iso.image import IN_MEMORY, file_system
 from provisiond.process import run
 from provisiond.settings import DEFAULT_CONFIG, Settings, read_settings
 from provisiond.virt.kvm import Kvm, probe_kvm
@@ -30,6 +32,7 @@ SPACE_NEEDED = 8 * MIB
 SPACE_COMFORTABLE = 64 * MIB
 PROBE_SECONDS = 20.0
 _ANSWER_SECONDS = 5.0
+_SWAPS = Path("/proc/swaps")
 _XEN_CAPABILITIES = Path("/proc/xen/capabilities")
 _XENSTORE_SOCKETS = (Path("/run/xenstored/socket"), Path("/var/run/xenstored/socket"))
 _XENSTORE_DEVICE = Path("/dev/xen/xenbus")
@@ -74,8 +77,9 @@ async def examine(
     if settings.socket_group is not None:
         yield check_group(settings.socket_group)
     yield await check_libvirt(settings, health)
-    async for check in _folders(settings):
+    for check in _folders(settings):
         yield check
+    yield check_swap()
     yield await check_kvm(kernel)
     yield await check_qemu_img()
     yield await check_vhd_util()
@@ -182,12 +186,12 @@ async def check_libvirt(settings: Settings, health: Health) -> Check:
 
 
 # ---------------------------------------------------------------- folders
-async def _folders(settings: Settings) -> AsyncIterator[Check]:
+def _folders(settings: Settings) -> Iterator[Check]:
     yield check_writable("state_dir", settings.state_dir)
     yield check_space("state_dir", settings.state_dir)
     yield check_writable("runtime_dir", settings.runtime_dir)
     yield check_space("runtime_dir", settings.runtime_dir)
-    yield await check_tmpfs(settings.runtime_dir, allow_disk=settings.allow_iso_on_disk)
+    yield check_tmpfs(settings.runtime_dir, allow_disk=settings.allow_iso_on_disk)
 
 
 def check_writable(name: str, folder: Path) -> Check:
@@ -217,12 +221,11 @@ def check_space(name: str, folder: Path) -> Check:
     return Check(name, level, found, f"Make room: {SPACE_COMFORTABLE // MIB} MiB or more.")
 
 
-async def check_tmpfs(folder: Path, *, allow_disk: bool) -> Check:
+def check_tmpfs(folder: Path, *, allow_disk: bool) -> Check:
     """Would a secret in the folder stay in memory?"""
-    said = await run(["stat", "--file-system", "--format=%T", nearest(folder)])
-    kind = said.stdout.decode().strip()
+    kind = file_system(nearest(folder))
     found = f"{folder} is on {kind}"
-    if kind in ("tmpfs", "ramfs"):
+    if kind in IN_MEMORY:
         return Check("runtime_dir memory", Level.OK, found)
     todo = "A secret could reach a disk: put runtime_dir on a tmpfs, as /run is elsewhere."
     return Check("runtime_dir memory", Level.WARN if allow_disk else Level.FAIL, found, todo)
@@ -231,6 +234,52 @@ async def check_tmpfs(folder: Path, *, allow_disk: bool) -> Check:
 def nearest(folder: Path) -> Path:
     """The folder, or the first above it that exists."""
     return next(one for one in (folder, *folder.parents) if os.access(one, os.F_OK))
+
+
+# ---------------------------------------------------------------- swap
+def check_swap() -> Check:
+    """Would a secret stay in memory, or could it be swapped out to where it can be read later?"""
+    areas = parse_swaps(_SWAPS.read_text()) if _SWAPS.exists() else []
+    if not areas:
+        return Check("swap", Level.OK, "this host does not swap")
+    open_ones = [str(area) for area in areas if not _is_safe(area)]
+    if not open_ones:
+        names = ", ".join(map(str, areas))
+        return Check("swap", Level.OK, f"in memory or encrypted: {names}")
+    found = f"neither in memory nor known to be encrypted: {', '.join(open_ones)}"
+    todo = "Memory and tmpfs are swapped out, secrets too: encrypt it, or end it with swapoff."
+    return Check("swap", Level.WARN, found, todo)
+
+
+def parse_swaps(text: str) -> list[Path]:
+    """The swap areas of /proc/swaps, which writes blanks as octal escapes."""
+    names = (line.split()[0] for line in text.splitlines()[1:])
+    return [Path(re.sub(r"\\([0-7]{3})", lambda it: chr(int(it[1], 8)), name)) for name in names]
+
+
+def _is_safe(area: Path) -> bool:
+    try:
+        status = area.stat()
+    except OSError:  # deleted, or of another mount namespace
+        return False
+    device = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
+    return keeps_secrets(Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
+
+
+def keeps_secrets(device: Path) -> bool:
+    """Whether a block device, given by its folder in /sys, is in memory or encrypted by dm-crypt.
+
+    A device over others (LVM, RAID) is what all of those are.
+    """
+    device = device.resolve()
+    if device.name.startswith("zram"):  # some write what is idle to a disk
+        backing = device / "backing_dev"
+        return not backing.exists() or backing.read_text().strip() == "none"
+    kind = device / "dm" / "uuid"
+    if kind.exists() and kind.read_text().startswith("CRYPT-"):
+        return True
+    below = list(device.glob("slaves/*"))
+    return bool(below) and all(map(keeps_secrets, below))
 
 
 # ---------------------------------------------------------------- KVM, tools

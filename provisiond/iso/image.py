@@ -23,6 +23,7 @@ _SECTOR = 2048
 # 2000-01-01 00:00:00 UTC, as ECMA-119 8.4.26.1 (volume) and 9.1.5 (directory record) write it.
 _VOLUME_DATE = b"2000010100000000\x00"
 _RECORD_DATE = bytes((100, 1, 1, 0, 0, 0, 0))
+IN_MEMORY = ("tmpfs", "ramfs")  # the file systems that a secret may be on
 
 
 # ---------------------------------------------------------------- in memory
@@ -113,7 +114,7 @@ def prepare_folder(folder: Path, *, mode: int, allow_disk: bool) -> None:
         folder.chmod(mode)
     except OSError as error:
         raise SettingsError(f"runtime_dir: cannot make {folder}: {error.strerror}") from error
-    if not allow_disk and (kind := _file_system(folder)) not in ("tmpfs", "ramfs"):
+    if not allow_disk and (kind := file_system(folder)) not in IN_MEMORY:
         raise SettingsError(
             f"runtime_dir: {folder} is on {kind}, not on tmpfs, so a secret would reach a disk",
             hint="Put runtime_dir below /run, or set allow_iso_on_disk = true.",
@@ -204,7 +205,7 @@ def _closing(descriptor: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _file_system(path: Path) -> str:
+def file_system(path: Path) -> str:
     """The type of the file system that `path` is on, from /proc/self/mountinfo (proc(5))."""
     device = path.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
