@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import shlex
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
+from typer.core import TyperGroup
 
 from provisiond import __version__
 from provisiond.api.client import ApiError, ProvisiondClient
@@ -28,15 +31,23 @@ from provisiond.display import (
     show_jobs,
 )
 from provisiond.doctor import Check, Level, examine
-from provisiond.errors import DaemonUnreachable, ProvisionError
-from provisiond.guest_options import network, read_config, read_keys, read_secret
+from provisiond.errors import DaemonUnreachable, ProvisionError, ReplyLost
+from provisiond.guest_options import (
+    Config,
+    read_config,
+    read_keys,
+    read_secret,
+    with_network,
+    with_options,
+    with_secret,
+)
 from provisiond.progress import follow
 from provisiond.settings import DEFAULT_CONFIG, DEFAULT_SOCKET
 
 _T = TypeVar("_T")
 
 JOB_FAILED = NOT_READY = 1
-REFUSED, UNREACHABLE, TROUBLE, CTRL_C = 3, 4, 5, 130
+REFUSED, UNREACHABLE, TROUBLE, CTRL_C, NO_READER = 3, 4, 5, 130, 141
 _EXIT_CODES = """\b
 Exit status:
   0    done; with --wait and watch JOB: the job succeeded
@@ -46,6 +57,7 @@ Exit status:
   4    provisiond cannot be reached
   5    provisiond or the hypervisor is in trouble (HTTP 5xx)
   130  Ctrl-C; a job that was waited for goes on
+  141  nobody reads the output any more (| head)
 
 \b
 With --json, stdout has one JSON document: the API's reply, or its error reply
@@ -55,8 +67,24 @@ With --json, stdout has one JSON document: the API's reply, or its error reply
 _COMPLETION_SECONDS = 1.0
 _AGAIN = "May be given again."
 
+
+class _Commands(TyperGroup):
+    """The commands; all end in one way where nobody reads their output any more (`| head`)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is left in the buffer goes nowhere, without a word at the interpreter's end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(NO_READER) from None
+        return result
+
+
 # No rich markup: what is shown may come from a guest. No pretty exceptions: those show locals.
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -100,7 +128,7 @@ def _options_of_all(
 # ---------------------------------------------------------------- completion
 def _complete_domain(ctx: typer.Context, incomplete: str) -> list[str]:
     found = _ask_quickly(ctx, lambda client: client.domains())
-    return [one.name for one in found if one.name.startswith(incomplete)]
+    return [one.name for one in found if one.name.startswith(incomplete) and _is_plain(one.name)]
 
 
 def _complete_job(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -109,7 +137,15 @@ def _complete_job(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         for job in _ask_quickly(ctx, lambda client: client.jobs())
         if job.id.startswith(incomplete) and not (ctx.info_name == "cancel" and job.state.ended)
     ]
-    return [(job.id, f"{job.domain} {job.state}") for job in found]
+    return [
+        (job.id, f"{job.domain} {job.state}" if _is_plain(job.domain) else job.state)
+        for job in found
+    ]
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a shell takes the name as it stands; another could be a command, or an escape."""
+    return name == shlex.quote(name)
 
 
 def _ask_quickly(ctx: typer.Context, question: Callable[[ProvisiondClient], list[_T]]) -> list[_T]:
@@ -166,13 +202,16 @@ def provision(
     ] = False,
     ssh_key: Annotated[
         list[typer.FileText] | None,
-        typer.Option(metavar="FILE", help="Public keys, one a line. May be given again."),
+        typer.Option(
+            metavar="FILE", encoding="utf-8", help="Public keys, one a line. May be given again."
+        ),
     ] = None,
     timezone: Annotated[str | None, typer.Option(metavar="ZONE")] = None,
     config: Annotated[
         typer.FileText | None,
         typer.Option(
             metavar="FILE",
+            encoding="utf-8",
             help="The request's whole 'config' as JSON, '-' for stdin; options win over it.",
         ),
     ] = None,
@@ -201,27 +240,35 @@ def provision(
         "user": user,
         "ssh_authorized_keys": read_keys(ssh_key or []),
         "timezone": timezone,
-        **network(ip=ip, gateway=gateway, mac=mac),
     }
-    whole = read_config(config) | {key: value for key, value in options.items() if value}
+    whole = with_options(read_config(config), options)
+    whole = with_network(whole, ip=ip, gateway=gateway, mac=mac)
     if "hostname" not in whole:
         raise typer.BadParameter("a guest needs a name", param_hint="--hostname")
-    whole |= read_secret(clear=password_stdin, hashed=password_hash_stdin, config=config)
+    secret = read_secret(clear=password_stdin, hashed=password_hash_stdin, config=config)
     request = {
         "request_id": request_id or uuid.uuid4().hex,
         "domain": name,
-        "config": whole,
+        "config": with_secret(whole, secret),
         "target": target,
         "deadline_seconds": deadline,
     }
     with _provisiond(ctx, as_json=as_json) as client:
-        job = client.submit(request)
+        job = _submit(client, request)
         if wait:
             _wait(client, job, as_json=as_json)
         elif as_json:
             _show_json(job)
         else:
             say(new_console(), f"{job.domain}: job {job.id} {job.state}")
+
+
+def _submit(client: ProvisiondClient, request: Config) -> JobView:
+    try:
+        return client.submit(request)
+    except ReplyLost as error:
+        again = f"Ask again with --request-id {request['request_id']}: no second job comes of it."
+        raise ReplyLost(error.message, hint=again) from error
 
 
 # ---------------------------------------------------------------- jobs
@@ -271,7 +318,7 @@ def watch(
         for event in client.events() if job_id is None else client.job_events(job_id):
             state = event.state
             if as_json:
-                typer.echo(event.model_dump_json())
+                typer.echo(_json_text(event.model_dump(mode="json")))
             else:
                 show_event(console, event)
         if state is JobState.FAILED:
@@ -322,7 +369,7 @@ def doctor(
 
     asyncio.run(run_checks())
     if as_json:
-        typer.echo(json.dumps({"checks": [asdict(check) for check in checks]}, indent=2))
+        typer.echo(_json_text({"checks": [asdict(check) for check in checks]}, indent=2))
     if any(check.level is Level.FAIL for check in checks):
         raise typer.Exit(NOT_READY)
 
@@ -390,7 +437,12 @@ def _as_reply(error: ProvisionError) -> ErrorReply:
 
 
 def _show_json(message: BaseModel) -> None:
-    typer.echo(message.model_dump_json(indent=2))
+    typer.echo(_json_text(message.model_dump(mode="json"), indent=2))
+
+
+def _json_text(value: object, indent: int | None = None) -> str:
+    """JSON in which every character that a terminal could obey is an escape."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 if __name__ == "__main__":

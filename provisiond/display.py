@@ -27,9 +27,16 @@ _LEVEL_COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 _MINUTE = 60
 
 
+class _Console(Console):
+    """A console that leaves it to the command how it ends when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def new_console(*, stderr: bool = False) -> Console:
     """A console that takes every text as it is."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def printable(text: str) -> str:
@@ -119,7 +126,7 @@ def show_job(console: Console, job: JobView) -> None:
     """All that is known of a job."""
     for name, value in _facts(job):
         style = state_style(job.state) if name == "state" else ""
-        line = Text.assemble((f"{name + ':':<13}", "bold"), (printable(value), style))
+        line = Text.assemble((f"{name + ':':<14}", "bold"), (printable(value), style))
         console.print(line, soft_wrap=True)
     if job.history:
         say(console, "history:", "bold")

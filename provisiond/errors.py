@@ -55,6 +55,13 @@ class DaemonUnreachable(ProvisionError):
     default_hint = "Start it: systemctl start provisiond. Or name its socket with --socket."
 
 
+class ReplyLost(DaemonUnreachable):
+    """The connection broke, or stayed silent, before the reply was whole: it may have been done."""
+
+    code = "reply_lost"
+    default_hint = "Ask again; a request with the same request_id gives the same job."
+
+
 class HypervisorUnavailable(ProvisionError):
     """libvirt cannot be reached just now."""
 

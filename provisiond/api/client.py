@@ -6,12 +6,13 @@
             print(event.at, event.state, event.detail)
         job = provisiond.job(job.id)
 
-Every method raises DaemonUnreachable where nothing answers, ApiError where provisiond replies with
-an error, and UnexpectedReply where what answers is not provisiond. One client belongs to one thread
-at a time.
+Every method raises DaemonUnreachable where nothing answers (ReplyLost, one of it, where the request
+may have arrived), ApiError where provisiond replies with an error, and UnexpectedReply where what
+answers is not provisiond. One client belongs to one thread at a time.
 """
 
 import itertools
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from provisiond.api.messages import (
     JobView,
     ProvisionRequest,
 )
-from provisiond.errors import DaemonUnreachable, ProvisionError
+from provisiond.errors import DaemonUnreachable, ProvisionError, ReplyLost
 from provisiond.settings import DEFAULT_SOCKET
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -110,10 +111,13 @@ class ProvisiondClient:
         """Ask for a guest; returns at once with the accepted job.
 
         A mapping is sent as it is, and the daemon judges it. Where the reply was lost
-        (DaemonUnreachable), ask again with the same request_id: the same job is returned.
+        (ReplyLost), ask again with the same request_id: the same job is returned.
         """
         body = _body_of(request) if isinstance(request, ProvisionRequest) else request
-        return self._ask(JobView, "POST", "/v1/jobs", json=body)
+        # httpx would refuse by itself what has no UTF-8 (lone surrogates) or is no number (NaN).
+        content = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        return self._ask(JobView, "POST", "/v1/jobs", content=content, headers=headers)
 
     def jobs(self, limit: int = 100) -> list[JobView]:
         """The newest jobs, newest first, without their history; `limit` is 1 to 1000."""
@@ -229,7 +233,7 @@ def _body_of(request: ProvisionRequest) -> dict[str, Any]:
 
 
 def _job_path(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"
+    return f"/v1/jobs/{quote(job_id, safe='', errors='surrogateescape')}"
 
 
 # ---------------------------------------------------------------- what comes back
@@ -257,11 +261,8 @@ def _unreachable(socket: Path, error: httpx.HTTPError) -> DaemonUnreachable:
     if isinstance(cause, FileNotFoundError | ConnectionRefusedError):
         return DaemonUnreachable(f"{socket}: nothing listens there ({cause.strerror})")
     if isinstance(error, httpx.TimeoutException):
-        return DaemonUnreachable(f"{socket}: no answer in time", hint="Look into provisiond's log.")
-    return DaemonUnreachable(
-        f"{socket}: the connection broke before the reply was whole ({error})",
-        hint="Ask again; a request with the same request_id gives the same job.",
-    )
+        return ReplyLost(f"{socket}: no answer in time", hint="Look into provisiond's log.")
+    return ReplyLost(f"{socket}: the connection broke before the reply was whole ({error})")
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
