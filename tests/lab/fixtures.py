@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def _guest_files() -> GuestFiles:
 @pytest.fixture
 def guest_root() -> Iterator[Path]:
     """A prepared root for libvirt's embedded driver; at the end no guest and no file is left."""
+    with fresh_root() as root:
+        yield root
+
+
+@contextmanager
+def fresh_root() -> Iterator[Path]:
+    """The same for a fixture that lives longer than one test."""
     root = Path(tempfile.mkdtemp(prefix="lab-", dir=TMPFS))
     prepare_root(root)
     try:
