@@ -63,9 +63,9 @@ class Host:
     def command(self) -> Command:
         return Command(self.daemon.socket)
 
-    async def ask(self, guest: Running, *more: str) -> str:
+    async def ask(self, guest: Running) -> str:
         """`provisionctl provision` without --wait; the id of the job."""
-        said = await self.command.run(*provision(guest), *more, stdin=TYPED)
+        said = await self.command.run(*provision(guest), stdin=TYPED)
         assert said.status == 0, said
         (job_id,) = re.findall(r": job ([0-9a-f]{32}) [A-Z_]+\n$", said.out)
         return str(job_id)
@@ -181,6 +181,10 @@ async def test_a_failure_in_the_guest_is_told_in_plain_lines_with_step_and_hint(
     again = await host.command.run("watch", newest.id[:8])
     assert again.status == 1
     assert again.out == said.out
+    told = await host.command.run("watch", newest.id[:8], "--json")
+    assert told.status == 1
+    events = [EventView.model_validate_json(line) for line in told.out.splitlines()]
+    assert events == as_json.history
 
 
 # ---------------------------------------------------------------- a guest that never answers
@@ -299,7 +303,10 @@ async def test_where_the_reply_was_lost_the_request_id_is_told_and_gives_the_sam
     (request_id,) = re.findall(r"--request-id ([0-9a-f]{32})", lost.err)
     (accepted, *_) = (await host.daemon.get("/v1/jobs")).json()["jobs"]
     assert accepted["request_id"] == request_id
-    assert await host.ask(host.mute, "--request-id", request_id) == accepted["id"]
+    words = (*provision(host.mute), "--request-id", request_id, "--json")
+    again = await host.command.run(*words, stdin=TYPED)
+    assert again.status == 0
+    assert JobView.model_validate_json(again.out).id == accepted["id"]
     await host.undo(accepted["id"])
 
 
