@@ -42,6 +42,10 @@ Destination=10.1.0.0/16
 [Route]
 Gateway=fd00::fe
 Destination=fd01::/64
+
+[Route]
+Gateway=fd00::fe
+Destination=fd02::7
 """,
     "05-provision-1.network": """\
 [Match]
@@ -56,6 +60,10 @@ Address=192.168.7.2/30
 [Route]
 Gateway=192.168.7.1
 Destination=192.168.8.0/24
+
+[Route]
+Gateway=192.168.7.1
+Destination=192.168.9.7
 """,
 }
 KEYFILES = {
@@ -83,6 +91,7 @@ method=manual
 address1=fd00::5/64
 gateway=fd00::1
 route1=fd01::/64,fd00::fe
+route2=fd02::7/128,fd00::fe
 dns=fd00::53;
 dns-search=example.org;lan;
 """,
@@ -99,6 +108,7 @@ mac-address=52:54:00:00:00:02
 method=manual
 address1=192.168.7.2/30
 route1=192.168.8.0/24,192.168.7.1
+route2=192.168.9.7/32,192.168.7.1
 
 [ipv6]
 method=link-local
@@ -119,6 +129,7 @@ iface eth0 inet manual
     up ip -6 route replace default via fd00::1 dev eth0
     up ip -4 route replace 10.1.0.0/16 via 10.0.0.254 dev eth0 metric 100
     up ip -6 route replace fd01::/64 via fd00::fe dev eth0
+    up ip -6 route replace fd02::7 via fd00::fe dev eth0
     down ip link set dev eth0 down
 
 auto eth1
@@ -129,6 +140,7 @@ iface eth1 inet manual
     up ip link set dev eth1 up
     up ip addr add 192.168.7.2/30 dev eth1
     up ip -4 route replace 192.168.8.0/24 via 192.168.7.1 dev eth1
+    up ip -4 route replace 192.168.9.7 via 192.168.7.1 dev eth1
     down ip link set dev eth1 down
 """
 
