@@ -78,7 +78,9 @@ class Command:
             terminal.close()
 
     def _argv(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
-        return (PROVISIONCTL, "--socket", self.socket, *words)
+        # Tests that run in the background of a shell would pass on that Ctrl-C is ignored.
+        default = ("env", "--default-signal=INT")
+        return (*default, PROVISIONCTL, "--socket", self.socket, *words)
 
     def _environment(self) -> dict[str, str]:
         usual = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "TERM": "xterm"}

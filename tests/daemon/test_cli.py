@@ -26,7 +26,7 @@ from provisiond.api.messages import (
 )
 from provisiond.doctor import Check, Level
 from tests.daemon.command import PASSWORD, PROVISIONCTL, TYPED, Command, Ended, end
-from tests.daemon.program import Daemon
+from tests.daemon.program import STORY, Daemon
 from tests.lab.console import open_console
 from tests.lab.fixtures import TMPFS, fresh_root
 from tests.lab.initramfs import GuestFiles
@@ -37,16 +37,6 @@ IP = "10.0.2.15/24"
 HOSTILE_NAME = "mute\u009b31m"
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 NO_KERNEL = ("--kernel", "/none")  # the doctor need not boot one here
-STORY = [
-    "ACCEPTED",
-    "DISKS_CREATED",
-    "DOMAIN_STARTED",
-    "ISO_WRITTEN",
-    "ISO_ATTACHED",
-    "GUEST_CONFIGURED",
-    "ISO_DETACHED",
-    "SUCCEEDED",
-]
 # The tests with guests share two of them and one daemon, so these share an event loop as well.
 with_guests = pytest.mark.asyncio(loop_scope="module")
 
