@@ -139,7 +139,7 @@ class GuestFailed(ProvisionError):
     """The guest's script reported that a step failed."""
 
     code = "guest_failed"
-    default_hint = "The guest's own log stands in the job (provisionctl show)."
+    default_hint = "Mend in the guest what its log names (provisionctl show), then ask again."
 
     def __init__(self, message: str, *, step: str) -> None:
         super().__init__(message)

@@ -140,7 +140,7 @@ def test_it_says_hello_while_it_waits_and_ends_by_a_signal(machine: Machine) -> 
         version = machine.run(*machine.script_inside("--version")).strip()
         assert parse_word(line, nonce=NONCE) == Hello(version)
         pid = machine.read("/run/provision-guest.pid").strip()
-        machine.run("kill", "-TERM", pid)
+        machine.run("sh", "-c", f"kill -TERM {pid}")
         deadline = time.monotonic() + 10
         while processes(machine):
             assert time.monotonic() < deadline, processes(machine)
