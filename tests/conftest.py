@@ -1,3 +1,3 @@
 """What every test may ask for."""
 
-pytest_plugins = ["tests.lab.fixtures", "tests.daemon.fixtures"]
+pytest_plugins = ["tests.lab.fixtures", "tests.daemon.fixtures", "tests.xenstore.fixtures"]
