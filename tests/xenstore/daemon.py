@@ -1,5 +1,6 @@
 """A real xenstored with domains: what Xen and libxl do to it, done by a test."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -143,8 +144,9 @@ class Xenstored:
             self._process = None
 
     def stop(self) -> None:
-        """SIGSTOP: it is there, and does not answer."""
+        """SIGSTOP: it is there, and does not answer. Returns when it has stopped."""
         self._running.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._running.pid, os.WSTOPPED)
 
     def resume(self) -> None:
         self._running.send_signal(signal.SIGCONT)
