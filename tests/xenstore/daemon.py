@@ -116,10 +116,11 @@ class Xenstored:
         argv = ["unshare", "--mount", "setpriv", "--pdeathsig", "KILL", "sh", "-c", START, "sh"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*argv, made.xenstored, "--no-fork", "--internal-db=on", "--output-pid"],
+                [*argv, made.xenstored, "--no-fork"],
                 env={
                     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
                     "LD_LIBRARY_PATH": str(made.libraries),
+                    "LD_BIND_NOW": "1",  # a function that hypervisor.c lacks is named at the start
                     "XENSTORED_RUNDIR": str(self.folder),
                     "XENSTORED_ROOTDIR": str(self.folder),
                 },
@@ -128,7 +129,7 @@ class Xenstored:
                 stderr=log,
             )
         assert self._process.stdout is not None
-        if not self._process.stdout.readline():  # its process id, once it can be connected to
+        if not self._process.stdout.readline():  # "ready", see hypervisor.c
             raise RuntimeError(f"xenstored has not started:\n{self.log}")
         self._connection = Connection(self.socket)
 

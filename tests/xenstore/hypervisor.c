@@ -362,6 +362,24 @@ int xc_domain_getinfo(void *xch, uint32_t domid, unsigned count, struct dominfo 
 	return 1;
 }
 
+struct domaininfo { /* how xc_domaininfo_t begins */
+	uint16_t domid, pad;
+	uint32_t flags;
+};
+#define DOMINF_SHUTDOWN (1u << 2)
+
+/* Asked since Xen 4.18, instead of the function above. */
+int xc_domain_getinfo_single(void *xch, uint32_t domid, struct domaininfo *info)
+{
+	struct dominfo found;
+
+	if (xc_domain_getinfo(xch, domid, 1, &found) != 1)
+		return -1;
+	info->domid = domid;
+	info->flags = found.shutdown ? DOMINF_SHUTDOWN : 0;
+	return 0;
+}
+
 /* ------------------------------------------------------------------ libxenevtchn */
 void *xenevtchn_fdopen(void *logger, int fd, unsigned flags)
 {
@@ -434,14 +452,17 @@ int xenevtchn_pending(void *xce)
 	return FIRST_PORT + ((struct guest *)event.data.ptr)->domid;
 }
 
-/* xenstored has written to the ring of a guest, or read from it. */
+/* xenstored has written to the ring of a guest, or read from it. At its start it tells dom0's kernel, which
+ * is not there, that it serves from now on: the test is told. */
 int xenevtchn_notify(void *xce, uint32_t port)
 {
 	struct guest *guest = guests[port - FIRST_PORT];
 
 	(void)xce;
-	if (guest) /* dom0 has a ring as well, and nobody at its other end */
+	if (guest)
 		serve(guest);
+	else if (port == FIRST_PORT)
+		dprintf(STDOUT_FILENO, "ready\n");
 	return 0;
 }
 
