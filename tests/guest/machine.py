@@ -209,6 +209,10 @@ class Machine:
         spaces = ("--mount", "--uts", "--net", "--ipc", "--pid", "--root", "--wd")
         return ["nsenter", target, *spaces, "--", *command]
 
+    def argv_outside(self, *command: str) -> list[str]:
+        """In the machine's mount namespace, with this host's own root: its tools, its paths."""
+        return ["nsenter", f"--target={self._first}", "--mount", "--", *command]
+
     def run(self, *command: str) -> str:
         """The output of a command that must succeed."""
         argv = self.argv(*command)
