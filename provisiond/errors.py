@@ -76,6 +76,20 @@ class HypervisorFailed(ProvisionError):
     default_hint = "Look into libvirt's log of the domain."
 
 
+class XenstoreUnavailable(ProvisionError):
+    """xenstored cannot be reached just now, or does not answer."""
+
+    code = "xenstore_unavailable"
+    default_hint = "Is xenstored running? provisiond reconnects by itself."
+
+
+class XenstoreFailed(ProvisionError):
+    """xenstored refused a call of ours."""
+
+    code = "xenstore_failed"
+    default_hint = "Look at the domain's keys with xenstore-ls, and into xenstored's log."
+
+
 class DomainNotFound(ProvisionError):
     """No domain has this name or UUID."""
 
@@ -151,6 +165,13 @@ class GuestLost(ProvisionError):
 
     code = "guest_lost"
     default_hint = "Start the domain and ask again with a new request_id."
+
+
+class GuestRestarted(ProvisionError):
+    """The guest runs as another domain now, without the disks that were attached to the old one."""
+
+    code = "guest_restarted"
+    default_hint = "provisiond attaches the config ISO again."
 
 
 class RequestConflict(ProvisionError):

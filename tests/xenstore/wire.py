@@ -42,10 +42,11 @@ class Connection:
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(LONGEST_WAIT)
         self._events: list[tuple[str, str]] = []
         try:
+            # Waits its turn: one that may not wait is refused while another is being accepted.
             self._socket.connect(str(path))
+            self._socket.settimeout(LONGEST_WAIT)
         except BaseException:
             self._socket.close()
             raise
