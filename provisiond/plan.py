@@ -1,4 +1,4 @@
-"""The plan: every path and name of a job, derived from its id alone.
+"""The plan: every path, name and key of a job, derived from its id and its domain's alone.
 
 After a crash we compute these again; we never search for what a job may have left.
 """
@@ -37,3 +37,30 @@ def is_job_id(text: str) -> bool:
 def iso_folder(runtime_dir: Path) -> Path:
     """The folder of all config ISOs, on tmpfs; none but root and the disk backend gets at them."""
     return runtime_dir / "iso"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Where a Xen guest speaks: under `folder` all are its own, `verdict` and `log` a job's."""
+
+    home: str
+    folder: str
+    verdict: str
+    log: str
+    hello: str
+    hotplug: str
+    """`feature/hotplug/vbd`: 1 where the guest takes hot-attached disks (xenstore-paths)."""
+
+
+def plan_keys(domid: int) -> Keys:
+    """The xenstore keys of a domain. libxl lets a guest write below `data` and `feature`."""
+    home = f"/local/domain/{domid}"
+    folder = f"{home}/data/provisiond"
+    return Keys(
+        home=home,
+        folder=folder,
+        verdict=f"{folder}/verdict",
+        log=f"{folder}/log",
+        hello=f"{folder}/hello",
+        hotplug=f"{home}/feature/hotplug/vbd",
+    )

@@ -19,7 +19,10 @@ class GuestSignal(Protocol):
         """Wait until the guest can take the ISO; return the sign that it gave, for the history."""
 
     async def verdict(self) -> Verdict:
-        """Wait for the guest's verdict with this job's nonce."""
+        """Wait for the guest's verdict with this job's nonce.
+
+        Raises GuestRestarted where the guest has lost what was attached: attach it, and ask again.
+        """
 
     async def cancel(self) -> Verdict | None:
         """Compare-and-set: end the guest's say. The verdict that stood before, or None: we won.
@@ -30,5 +33,12 @@ class GuestSignal(Protocol):
     def log(self) -> tuple[str, ...]:
         """The lines of the guest's log that have come so far, oldest first, bounded."""
 
+    async def end(self) -> None:
+        """The job is over: remove whatever was made for it on the host. Never raises."""
+
     async def close(self) -> None:
-        """Let go of whatever `listen` took hold of, and remove the keys it made."""
+        """Let go of whatever `listen` took hold of.
+
+        A job that has not ended goes on after the next start, so nothing that the guest has said is
+        removed here.
+        """

@@ -97,6 +97,10 @@ class ChannelSignal:
         """The last 200 lines of the guest's log that it sent."""
         return tuple(self._log)
 
+    async def end(self) -> None:
+        """Nothing on the host was made for the job."""
+        await self.close()
+
     async def close(self) -> None:
         """Let go of the socket; the guest's writes block from now on."""
         self._closed = True

@@ -1,17 +1,26 @@
 """The other end of each GuestSignal: what plays the guest, and how an adapter is made for it."""
 
+import asyncio
 import contextlib
 import queue
 import socket
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from provisiond.errors import DomainNotRunning
 from provisiond.guest.channel import ChannelSignal
+from provisiond.guest.xenstore import XenstoreSignal
 from provisiond.ports import GuestSignal
+from provisiond.xenstore.client import Xenstore
+from provisiond.xenstore.domains import Domains
+from tests.xenstore.daemon import Xenstored
 
 NONCE = "0123456789abcdef0123456789abcdef"
+UUID = "5f0a2a3e-6d0f-4a6c-9d6a-1f9a4a3b2c1d"
+MOST_LOG = 2000
+REBOOT_SECONDS = 0.2  # how long a Xen guest of these tests may have no domain
 
 
 class GuestEnd(Protocol):
@@ -26,7 +35,7 @@ class GuestEnd(Protocol):
     def die(self) -> None:
         """The domain is gone, and with it all that nobody has heard."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of everything; may be called after `die`."""
 
 
@@ -64,7 +73,7 @@ class ChannelGuest:
                     end.shutdown(socket.SHUT_RDWR)  # wakes accept and send
         self._thread.join()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.die()
 
     async def _find_socket(self) -> Path:
@@ -90,3 +99,64 @@ class ChannelGuest:
                     break
                 said = self._said.get()
         return said
+
+
+class XenstoreGuest:
+    """A domain of a real xenstored, which says its words as the guest's script does.
+
+    The adapters of one guest share a connection, as they do in the daemon.
+    """
+
+    def __init__(self, _folder: Path) -> None:
+        self._store = Xenstored()
+        self._store.start()
+        self._domain = self._store.introduce(5, uuid=UUID)
+        self._is_dead = False
+        self._log: list[str] = []
+        self._xenstore = Xenstore(self._store.socket)
+        self._domains = Domains(self._xenstore)
+        self._tasks = [
+            asyncio.create_task(self._xenstore.stay_connected()),
+            asyncio.create_task(self._domains.follow()),
+        ]
+
+    def signal(self, *, nonce: str = NONCE) -> GuestSignal:
+        return XenstoreSignal(
+            nonce=nonce,
+            uuid=UUID,
+            xenstore=self._xenstore,
+            domains=self._domains,
+            reboot_seconds=REBOOT_SECONDS,
+        )
+
+    def say(self, *lines: str) -> None:
+        with contextlib.suppress(PermissionError), self._domain.connect() as guest:
+            for line in lines:
+                if line.startswith("hello "):
+                    guest.write("data/provisiond/hello", line.encode())
+                elif " log " in line:
+                    self._log.append(line)
+                else:
+                    guest.write("data/provisiond/log", last_lines(self._log))
+                    guest.write("data/provisiond/verdict", line.encode())
+
+    def die(self) -> None:
+        if not self._is_dead:
+            self._is_dead = True
+            self._domain.shut_down()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        self._store.__exit__()
+
+
+def last_lines(lines: Sequence[str]) -> bytes:
+    """As many of the last lines as the script keeps: a node may have 2,048 bytes with its name."""
+    kept = ""
+    for line in reversed(lines):
+        if len(line) + len(kept) + 1 > MOST_LOG:
+            break
+        kept = f"{line}\n{kept}"
+    return kept.encode()

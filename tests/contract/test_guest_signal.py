@@ -5,7 +5,7 @@ A further adapter adds its guest's end to `ENDS`.
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -14,18 +14,18 @@ from provisiond.errors import GuestLost
 from provisiond.guest.channel import ChannelSignal
 from provisiond.guest.verdict import MAX_WORD, Done, Failed
 from provisiond.ports import GuestSignal
-from tests.contract.guest_ends import NONCE, ChannelGuest, GuestEnd
+from tests.contract.guest_ends import NONCE, ChannelGuest, GuestEnd, XenstoreGuest
 
 SOON = 10.0  # seconds; far more than any of this takes
-ENDS: list[Callable[[Path], GuestEnd]] = [ChannelGuest]
+ENDS: list[Callable[[Path], GuestEnd]] = [ChannelGuest, XenstoreGuest]
 OTHER = "f" * 32
 
 
 @pytest.fixture(params=ENDS)
-def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[GuestEnd]:
+async def guest(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[GuestEnd]:
     end: GuestEnd = request.param(tmp_path)
     yield end
-    end.close()
+    await end.close()
 
 
 @pytest.fixture
@@ -76,8 +76,10 @@ async def test_failed_is_the_verdict_with_its_step(guest: GuestEnd, signal: Gues
     assert await verdict_of(signal) == Failed("network", "eth0 has no address")
 
 
-async def test_the_first_verdict_counts(guest: GuestEnd, signal: GuestSignal) -> None:
-    guest.say(f"{NONCE} failed verify no", f"{NONCE} done")
+async def test_the_verdict_that_was_heard_counts(guest: GuestEnd, signal: GuestSignal) -> None:
+    guest.say(f"{NONCE} failed verify no")
+    assert await verdict_of(signal) == Failed("verify", "no")
+    guest.say(f"{NONCE} done")
     assert await verdict_of(signal) == Failed("verify", "no")
     assert await signal.cancel() == Failed("verify", "no")
 
@@ -129,7 +131,7 @@ async def test_the_log_comes_in_its_order(guest: GuestEnd, signal: GuestSignal) 
 
 
 async def test_the_log_is_bounded_and_keeps_its_end(guest: GuestEnd, signal: GuestSignal) -> None:
-    guest.say(*(f"{NONCE} log {number} {'x' * 1990}" for number in range(1000)), f"{NONCE} done")
+    guest.say(*(f"{NONCE} log {number} {'x' * 1900}" for number in range(1000)), f"{NONCE} done")
     await verdict_of(signal)
     assert signal.log()[-1].startswith("999 ")
     assert sum(map(len, signal.log())) <= 400_000
@@ -239,10 +241,10 @@ async def test_closing_may_be_asked_for_twice_and_at_any_time(guest: GuestEnd) -
 
 # ---------------------------------------------------------------- over a stream of bytes
 @pytest.fixture
-def channel(tmp_path: Path) -> Iterator[ChannelGuest]:
+async def channel(tmp_path: Path) -> AsyncIterator[ChannelGuest]:
     end = ChannelGuest(tmp_path)
     yield end
-    end.close()
+    await end.close()
 
 
 @pytest.mark.parametrize("size", [1, 7, 2048])
