@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ from provisiond.errors import (
     StateUnwritable,
 )
 from provisiond.guest.channel import ChannelSignal
+from provisiond.guest.xenstore import XenstoreSignal
 from provisiond.iso.image import destroy_iso, prepare_folder
 from provisiond.job import Job
 from provisiond.metrics import Metrics
@@ -39,6 +41,8 @@ from provisiond.store import Store
 from provisiond.supervisor import Supervisor
 from provisiond.threads import Threads
 from provisiond.virt.libvirt import Hypervisor
+from provisiond.xenstore.client import Xenstore, find_xenstore
+from provisiond.xenstore.domains import Domains
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,8 @@ _BACKLOG = 128
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
 _ISO_THREADS = 2
+# libvirt's restart of a rebooting Xen domain takes some 5 s, and longer on a busy host.
+_REBOOT_SECONDS = 60.0
 
 
 async def serve(settings: Settings) -> None:
@@ -65,21 +71,33 @@ async def serve(settings: Settings) -> None:
             mode=_iso_folder_mode(uri),
             allow_disk=settings.allow_iso_on_disk,
         )
-        async with _opened(settings, uri) as (store, hypervisor, tools, metrics):
+        xen = _Xen.opened() if uri.startswith("xen:") else None
+        async with _opened(settings, uri, xen) as (store, hypervisor, tools, metrics):
             supervisor = Supervisor(
                 tools,
                 deadline_seconds=settings.deadline_seconds,
                 max_unfinished=settings.max_jobs + settings.max_jobs_waiting,
             )
             app = create_app(
-                supervisor=supervisor, store=store, hypervisor=hypervisor, metrics=metrics
+                supervisor=supervisor,
+                store=store,
+                hypervisor=hypervisor,
+                xenstore=xen.xenstore if xen else None,
+                metrics=metrics,
             )
             server = _Server(_server_config(app))
             await _destroy_left_isos(store, settings)
             async with supervisor.running(), asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
-                keeping = tasks.create_task(_keep_connected(hypervisor), name="libvirt")
-                telling = tasks.create_task(_tell_systemd(supervisor), name="systemd")
+                keeping = [
+                    tasks.create_task(_keep_connected(hypervisor), name="libvirt"),
+                    tasks.create_task(_tell_systemd(supervisor), name="systemd"),
+                ]
+                if xen:
+                    keeping += [
+                        tasks.create_task(xen.xenstore.stay_connected(), name="xenstore"),
+                        tasks.create_task(xen.domains.follow(), name="domains"),
+                    ]
                 systemd.notify("READY=1")
                 log.info("provisiond %s serves on %s", __version__, settings.socket)
                 await stop.wait()
@@ -88,8 +106,8 @@ async def serve(settings: Settings) -> None:
                 await store.stop_following()
                 server.should_exit = True
                 await serving
-                keeping.cancel()
-                telling.cancel()
+                for task in keeping:
+                    task.cancel()
 
 
 def set_up_logging(level: str) -> None:
@@ -101,7 +119,7 @@ def set_up_logging(level: str) -> None:
 # ---------------------------------------------------------------- adapters
 @asynccontextmanager
 async def _opened(
-    settings: Settings, uri: str
+    settings: Settings, uri: str, xen: "_Xen | None"
 ) -> AsyncIterator[tuple[Store, Hypervisor, Tools, Metrics]]:
     metrics = Metrics()
     store = Store(settings.state_dir / "provisiond.sqlite")
@@ -118,7 +136,7 @@ async def _opened(
             detach=settings.detach_seconds,
         ),
         slots=asyncio.Semaphore(settings.max_jobs),
-        open_signal=partial(_open_signal, hypervisor, settings.runtime_dir),
+        open_signal=partial(_open_signal, hypervisor, xen, settings.runtime_dir),
         observe=metrics.observe,
     )
     async with contextlib.AsyncExitStack() as stack:
@@ -143,14 +161,38 @@ async def _destroy_left_isos(store: Store, settings: Settings) -> None:
             log.warning("%s: destroyed, no unfinished job has it", path)
 
 
-def _open_signal(hypervisor: Hypervisor, runtime_dir: Path, job: Job) -> GuestSignal:
+@dataclass(frozen=True, slots=True)
+class _Xen:
+    """What only a Xen host has."""
+
+    xenstore: Xenstore
+    domains: Domains
+
+    @classmethod
+    def opened(cls) -> "_Xen":
+        xenstore = Xenstore(find_xenstore())
+        return cls(xenstore, Domains(xenstore))
+
+
+def _open_signal(
+    hypervisor: Hypervisor, xen: _Xen | None, runtime_dir: Path, job: Job
+) -> GuestSignal:
+    nonce = plan_job(job.id, runtime_dir=runtime_dir).nonce
+    if xen is not None:
+        return XenstoreSignal(
+            nonce=nonce,
+            uuid=job.domain_uuid,
+            xenstore=xen.xenstore,
+            domains=xen.domains,
+            reboot_seconds=_REBOOT_SECONDS,
+        )
+
     async def find_socket() -> Path:
         path = (await hypervisor.live_xml(job.domain_uuid)).channel(CHANNEL_NAME)
         if path is None:
             raise NoGuestChannel(f"{job.domain}: the domain has no virtio channel {CHANNEL_NAME}")
         return path
 
-    nonce = plan_job(job.id, runtime_dir=runtime_dir).nonce
     return ChannelSignal(nonce=nonce, find_socket=find_socket)
 
 

@@ -25,6 +25,7 @@ from provisiond.iso.image import IN_MEMORY, file_system
 from provisiond.process import run
 from provisiond.settings import DEFAULT_CONFIG, Settings, read_settings
 from provisiond.virt.kvm import Kvm, probe_kvm
+from provisiond.xenstore.client import find_xenstore
 
 MIB = 1024 * 1024
 # A config ISO has well under one MiB, and a job some KiB in the state file.
@@ -34,8 +35,6 @@ PROBE_SECONDS = 20.0
 _ANSWER_SECONDS = 5.0
 _SWAPS = Path("/proc/swaps")
 _XEN_CAPABILITIES = Path("/proc/xen/capabilities")
-_XENSTORE_SOCKETS = (Path("/run/xenstored/socket"), Path("/var/run/xenstored/socket"))
-_XENSTORE_DEVICE = Path("/dev/xen/xenbus")
 
 
 class Level(StrEnum):
@@ -83,7 +82,7 @@ async def examine(
     yield await check_kvm(kernel)
     yield await check_qemu_img()
     yield await check_vhd_util()
-    yield check_xen()
+    yield check_xen(health)
 
 
 def _settings_found(config: Path | None) -> Check:
@@ -341,12 +340,17 @@ def in_dom0() -> bool:
     return False
 
 
-def check_xen() -> Check:
-    """On Xen, can xenstore be reached? Without Xen nobody asks it."""
+def check_xen(health: Health) -> Check:
+    """On Xen, can xenstore be reached? Without Xen nobody asks it; a running daemon knows best."""
+    if isinstance(health, HealthView) and health.xenstore_connected is not None:
+        if health.xenstore_connected:
+            return Check("xen", Level.OK, "provisiond is connected to xenstore")
+        todo = "Look whether xenstored runs; provisiond reconnects by itself."
+        return Check("xen", Level.FAIL, "provisiond is not connected to xenstore", todo)
     if not in_dom0():
         return Check("xen", Level.OK, "this is no Xen dom0; guests answer over a virtio channel")
-    way = next((one for one in (*_XENSTORE_SOCKETS, _XENSTORE_DEVICE) if one.exists()), None)
-    if way is None:
+    way = find_xenstore()
+    if not way.exists():
         return Check("xen", Level.FAIL, "a dom0 without xenstore", "Start xenstored.")
     if not os.access(way, os.R_OK | os.W_OK):
         return Check("xen", Level.FAIL, f"{way} may not be used by this user", "Ask as root.")

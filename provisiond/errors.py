@@ -171,7 +171,7 @@ class GuestRestarted(ProvisionError):
     """The guest runs as another domain now, without the disks that were attached to the old one."""
 
     code = "guest_restarted"
-    default_hint = "provisiond attaches the config ISO again."
+    default_hint = "Nothing: provisiond attaches the config ISO again."
 
 
 class RequestConflict(ProvisionError):

@@ -24,12 +24,13 @@ from provisiond.errors import (
     DeadlinePassed,
     DiskStillAttached,
     GuestFailed,
+    GuestRestarted,
     HypervisorUnavailable,
     Interrupted,
     ProvisionError,
     StateUnwritable,
 )
-from provisiond.guest.verdict import Done, Failed
+from provisiond.guest.verdict import Done, Failed, Verdict
 from provisiond.iso.image import build_image, destroy_iso, write_iso
 from provisiond.iso.tree import Identity, build_tree
 from provisiond.job import Failure, Job, Proof, advance
@@ -181,13 +182,34 @@ class Provisioning:
 
     async def _await_verdict(self) -> None:
         await self._patiently(self._signal.listen)
-        verdict = await self._signal.verdict()
+        verdict = await self._verdict_of_one_life()
+        while verdict is None:
+            await self._attach_again()
+            verdict = await self._verdict_of_one_life()
         if isinstance(verdict, Failed):
             raise GuestFailed(
                 f"{self.job.domain}: the guest's step {verdict.step} failed: {verdict.message}",
                 step=verdict.step,
             )
         await self._save(JobState.GUEST_CONFIGURED, "guest reported done")
+
+    async def _verdict_of_one_life(self) -> Verdict | None:
+        """The guest's verdict, or None where the guest has lost the ISO by a restart."""
+        try:
+            return await self._signal.verdict()
+        except GuestRestarted as error:
+            await self._note(str(error))
+            return None
+
+    async def _attach_again(self) -> None:
+        async with self._phase("attaching the config ISO again", self._tools.limits.attach):
+            target = await self._patiently(
+                self._tools.hypervisor.attach,
+                self.job.domain_uuid,
+                iso=self._plan.iso,
+                target=self.job.target,
+            )
+        await self._note(f"config ISO attached again as {target}")
 
     def _why_stopped(self) -> ProvisionError:
         if self._cancelled:
@@ -256,6 +278,7 @@ class Provisioning:
             iso_file_absent=not self._plan.iso.exists(),
             at=time.time(),
         )
+        await self._signal.end()
         if self.job.guest_has_won:
             await self._insist(JobState.SUCCEEDED, "config ISO destroyed", proof=proof)
         else:

@@ -556,6 +556,8 @@ class HealthView(_Message):
     version: str
     hypervisor: str
     hypervisor_connected: bool
+    xenstore_connected: bool | None
+    """None where no guest answers over xenstore: on a host without Xen."""
     jobs_unfinished: int
 
 

@@ -58,6 +58,7 @@ from provisiond.metrics import CONTENT_TYPE, Metrics
 from provisiond.store import Store
 from provisiond.supervisor import Supervisor
 from provisiond.virt.libvirt import Hypervisor
+from provisiond.xenstore.client import Xenstore
 
 _PROBLEM = "application/problem+json"
 _MAX_BODY = 256 * 1024
@@ -85,7 +86,12 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(
-    *, supervisor: Supervisor, store: Store, hypervisor: Hypervisor, metrics: Metrics
+    *,
+    supervisor: Supervisor,
+    store: Store,
+    hypervisor: Hypervisor,
+    xenstore: Xenstore | None,
+    metrics: Metrics,
 ) -> FastAPI:
     """The ASGI application over these four."""
     app = _Api(
@@ -100,7 +106,7 @@ def create_app(
     _add_error_replies(app)
     _add_jobs(app, supervisor, store)
     _add_events(app, store)
-    _add_host(app, supervisor, hypervisor, metrics)
+    _add_host(app, supervisor, hypervisor, xenstore, metrics)
     return app
 
 
@@ -195,7 +201,11 @@ def _sent_event(event: Event) -> ServerSentEvent:
 
 # ---------------------------------------------------------------- the host
 def _add_host(
-    app: FastAPI, supervisor: Supervisor, hypervisor: Hypervisor, metrics: Metrics
+    app: FastAPI,
+    supervisor: Supervisor,
+    hypervisor: Hypervisor,
+    xenstore: Xenstore | None,
+    metrics: Metrics,
 ) -> None:
     @app.get("/v1/domains", tags=["host"])
     async def domains() -> DomainList:
@@ -209,7 +219,8 @@ def _add_host(
     @app.get("/healthz", tags=["host"])
     async def health(response: Response) -> HealthView:
         """Whether provisiond can take work: 200, or 503 with the same body."""
-        ok = hypervisor.connected and not supervisor.full
+        xenstore_lost = xenstore is not None and not xenstore.connected
+        ok = hypervisor.connected and not xenstore_lost and not supervisor.full
         if not ok:
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return HealthView(
@@ -217,6 +228,7 @@ def _add_host(
             version=__version__,
             hypervisor=hypervisor.uri,
             hypervisor_connected=hypervisor.connected,
+            xenstore_connected=None if xenstore is None else xenstore.connected,
             jobs_unfinished=supervisor.unfinished,
         )
 

@@ -223,42 +223,43 @@ class XenstoreSignal:
     async def _make_keys(self, domid: int) -> bool:
         """Make what is missing and let the guest write it; False where the domain is gone."""
         keys = plan_keys(domid)
-        return await self._give(keys, keys.verdict, f"b{domid}") and await self._give(
-            keys, keys.log, f"b{domid}"
-        )
-
-    async def _give(self, keys: Keys, path: str, permission: str) -> bool:
-        """Make the key dom0's, with this permission for the guest; a value that it has stays."""
-        try:
-            await self._xenstore.set_permissions(path, "n0", permission)
-        except FileNotFoundError:
-            return await self._xenstore.in_transaction(
-                lambda transaction: self._make_key(transaction, keys, path, permission)
-            )
-        return True
-
-    async def _make_key(
-        self, transaction: Transaction, keys: Keys, path: str, permission: str
-    ) -> bool:
-        """A key under a dead domain would stay for ever, so its life is looked at in the same."""
-        try:
-            vm = await transaction.read(f"{keys.home}/vm")
-        except FileNotFoundError:
-            return False
-        if vm != f"/vm/{self._uuid}".encode():
-            return False
-        await transaction.mkdir(path)
-        await transaction.set_permissions(path, "n0", permission)
-        return True
+        return await self._give(keys, keys.verdict, keys.log, permission=f"b{domid}")
 
     async def _take_permission(self) -> None:
         domid = await self._domains.domid(self._uuid)
         if domid is None:
             return
         keys = plan_keys(domid)
-        if await self._give(keys, keys.verdict, f"r{domid}"):
+        if await self._give(keys, keys.verdict, permission=f"r{domid}"):
             self._keep(await self._read(keys.verdict) or b"")
             self._keep_log(await self._read(keys.log) or b"")
+
+    async def _give(self, keys: Keys, *paths: str, permission: str) -> bool:
+        """Make the keys dom0's, with this permission for the guest; the values they have stay.
+
+        Not in a transaction where they are there: a guest that writes without end would make one
+        fail without end.
+        """
+
+        async def make(transaction: Transaction) -> bool:
+            # A key under a dead domain would stay for ever, so its life is looked at in the same.
+            try:
+                vm = await transaction.read(f"{keys.home}/vm")
+            except FileNotFoundError:
+                return False
+            if vm != f"/vm/{self._uuid}".encode():
+                return False
+            for path in paths:
+                await transaction.mkdir(path)
+                await transaction.set_permissions(path, "n0", permission)
+            return True
+
+        try:
+            for path in paths:
+                await self._xenstore.set_permissions(path, "n0", permission)
+        except FileNotFoundError:
+            return await self._xenstore.in_transaction(make)
+        return True
 
     async def _remove_keys(self, keys: Keys) -> None:
         await self._xenstore.rm(keys.verdict)
