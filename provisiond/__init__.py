@@ -6,6 +6,7 @@ api/messages.py      what may be asked, and what is answered
 iso/                 the config ISO: its files; how it is written, checked and destroyed
 virt/                domains and disks: the XML; libvirt; does KVM work here?
 guest/               the guest's word: its grammar; how it reaches us
+xenstore/            xenstore: its wire, a connection, the client, which domid a VM has
 ports.py             what more than one adapter can do
 store.py             the facts, kept
 supervisor.py        jobs become tasks: one a domain, bounded, resumed at start

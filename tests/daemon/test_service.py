@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from tests.daemon.program import Daemon
+from tests.xenstore.daemon import Xenstored
 
 
 async def test_the_socket_is_for_its_group_and_nobody_else(daemon: Daemon) -> None:
@@ -147,6 +148,36 @@ async def test_without_libvirt_it_serves_and_says_so(idle_daemon: Daemon) -> Non
     domains = await idle_daemon.get("/v1/domains")
     assert domains.status_code == 503
     assert domains.json()["code"] == "hypervisor_unavailable"
+
+
+async def test_in_a_dom0_it_says_whether_xenstore_answers(
+    idle_daemon: Daemon, xenstored: Xenstored
+) -> None:
+    idle_daemon.settings["libvirt_uri"] = "xen:///system"
+    idle_daemon.environment = {"XENSTORED_PATH": str(xenstored.socket)}
+    await idle_daemon.start()
+
+    async def becomes(*, connected: bool) -> None:
+        async with asyncio.timeout(30):
+            while True:
+                health = (await idle_daemon.get("/healthz")).json()
+                if health["xenstore_connected"] is connected:
+                    return
+                await asyncio.sleep(0.05)
+
+    await becomes(connected=True)
+    xenstored.kill()
+    await becomes(connected=False)
+    assert (await idle_daemon.get("/healthz")).status_code == 503
+    xenstored.start()
+    await becomes(connected=True)
+    assert await idle_daemon.stop() == 0
+
+
+async def test_without_xen_nobody_asks_for_xenstore(daemon: Daemon) -> None:
+    health = await daemon.get("/healthz")
+    assert health.status_code == 200
+    assert health.json()["xenstore_connected"] is None
 
 
 async def test_systemd_hears_ready_status_watchdog_and_stopping(idle_daemon: Daemon) -> None:

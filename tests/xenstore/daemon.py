@@ -166,13 +166,19 @@ class Xenstored:
     def introduce_all(self, uuids: Mapping[int, str]) -> list[XenDomain]:
         """Many at once, by domid: every domain that xenstored serves makes its next request slower,
         so the trees are made first."""
+        domains = self.build_all(uuids)
+        for domain in domains:
+            # The frame and the port of its ring: any, as hypervisor.c knows the ring by the domain.
+            self.dom0.request(Request.INTRODUCE, b"%d\0" % domain.domid, b"1\0", b"1\0")
+        return domains
+
+    def build_all(self, uuids: Mapping[int, str]) -> list[XenDomain]:
+        """Domains that stand in the store, and of which xenstored is not told: they cannot speak,
+        and cost it nothing."""
         domains = [XenDomain(self, domid, uuid=uuid) for domid, uuid in uuids.items()]
         for domain in domains:
             self._order(f"create {domain.domid}")
             self._make_tree(domain)
-        for domain in domains:
-            # The frame and the port of its ring: any, as hypervisor.c knows the ring by the domain.
-            self.dom0.request(Request.INTRODUCE, b"%d\0" % domain.domid, b"1\0", b"1\0")
         return domains
 
     def _make_tree(self, domain: XenDomain) -> None:

@@ -7,14 +7,13 @@ import asyncio
 import contextlib
 import itertools
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 
-from provisiond.errors import GuestLost, GuestRestarted
+from provisiond.errors import GuestLost, GuestRestarted, XenstoreUnavailable
 from provisiond.guest.verdict import MAX_WORD, Done, Failed
 from provisiond.guest.xenstore import XenstoreSignal
 from provisiond.xenstore.client import Health, Xenstore
@@ -94,6 +93,17 @@ async def done_with(call: Callable[[], Awaitable[object]]) -> None:
 
 def say(guest: XenDomain, word: str, *, key: str = "verdict") -> None:
     guest.write(f"data/provisiond/{key}", word.encode())
+
+
+async def key_is_made(host: Host, domain: XenDomain) -> None:
+    key = f"{domain.home}/data/provisiond/verdict"
+    async with host.xenstore.watch(key) as wake:
+        while True:
+            wake.clear()
+            with contextlib.suppress(FileNotFoundError, XenstoreUnavailable):
+                if await host.xenstore.permissions(key) == ("n0", f"b{domain.domid}"):
+                    return
+            await wake.wait()
 
 
 def tree(store: Xenstored, path: str) -> Iterator[str]:
@@ -386,9 +396,26 @@ async def test_nothing_is_made_under_a_dead_domain(host: Host, guest: XenDomain)
 
 # ---------------------------------------------------------------- xenstored in trouble
 async def test_a_thousand_waits_outlive_a_xenstored_that_is_killed(xenstored: Xenstored) -> None:
-    count = 1000
-    uuids = {1 + number: f"vm-{number}" for number in range(count)}
-    guests = await asyncio.to_thread(xenstored.introduce_all, uuids)
+    """Its store is lost with it, so all keys are made again, once the domains are back.
+
+    A hundred guests speak for themselves. The others' words are put there by dom0: xenstored takes
+    ten times as long for every request when it serves a thousand guests.
+    """
+    speaking = {domid: f"vm-{domid}" for domid in range(1, 101)}
+    silent = {domid: f"vm-{domid}" for domid in range(101, 1001)}
+
+    def make_domains() -> list[XenDomain]:
+        built = xenstored.build_all(silent)
+        return [*xenstored.introduce_all(speaking), *built]
+
+    def speak(domains: list[XenDomain]) -> None:
+        for domain in domains[: len(speaking)]:
+            say(domain, f"{NONCE} done")
+        for domain in domains[len(speaking) :]:
+            key = f"{domain.home}/data/provisiond/verdict"
+            xenstored.dom0.write(key, f"{NONCE} done".encode())
+
+    guests = make_domains()
     async with (
         host_of(xenstored, guests[0], health=Health()) as host,
         contextlib.AsyncExitStack() as stack,
@@ -397,26 +424,15 @@ async def test_a_thousand_waits_outlive_a_xenstored_that_is_killed(xenstored: Xe
             await stack.enter_async_context(host.signal(uuid=guest.uuid, reboot_seconds=300))
             for guest in guests
         ]
-        began = time.monotonic()
-        async with asyncio.timeout(120):
-            await asyncio.gather(*(signal.listen() for signal in signals))
+        await asyncio.gather(*(signal.listen() for signal in signals))
         waits = [asyncio.create_task(signal.verdict()) for signal in signals]
-        print(f"{count} listen after {time.monotonic() - began:.2f} s")
         xenstored.kill()
-        await asyncio.to_thread(xenstored.start)
-        began = time.monotonic()
-        guests = await asyncio.to_thread(xenstored.introduce_all, uuids)
-        print(f"introduced after {time.monotonic() - began:.2f} s")
-        began = time.monotonic()
-        async with asyncio.timeout(120):
-            await asyncio.gather(*(signal.listen() for signal in signals))
-        print(f"{count} listen again after {time.monotonic() - began:.2f} s")
-        began = time.monotonic()
-        for guest in guests:
-            await asyncio.to_thread(say, guest, f"{NONCE} done")
-        async with asyncio.timeout(120):
-            assert set(await asyncio.gather(*waits)) == {Done()}
-        print(f"{count} verdicts after {time.monotonic() - began:.2f} s")
+        xenstored.start()
+        again = make_domains()
+        for domain in again:
+            await key_is_made(host, domain)
+        await asyncio.to_thread(speak, again)
+        assert set(await asyncio.gather(*waits)) == {Done()}
 
 
 async def test_a_wait_outlives_a_xenstored_that_hangs(
