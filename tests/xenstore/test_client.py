@@ -431,6 +431,29 @@ async def test_a_device_serves_where_there_is_no_socket(device: Device) -> None:
         assert await xenstore.read("/w/599") == bytes(2000)
 
 
+async def test_transactions_that_were_given_up_leave_none_open(xenstored: Xenstored) -> None:
+    """Shown as a guest, which may have some ten open at once."""
+    device = Device(xenstored.introduce(5, uuid="u-5").socket)
+
+    async def begin(guest: Xenstore) -> None:
+        async with guest.transaction():
+            await asyncio.get_running_loop().create_future()
+
+    async with connected(device.path) as guest:
+        for turns in range(40):  # given up before its start is answered, or after
+            task = asyncio.create_task(begin(guest))
+            for _ in range(turns % 4):
+                await asyncio.sleep(0)
+            if turns % 2:
+                await guest.read("data")
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        async with guest.transaction() as transaction:
+            await transaction.write("data/x", b"1")
+    device.close()
+
+
 async def test_a_device_that_goes_is_noticed(xenstored: Xenstored) -> None:
     device = Device(xenstored.socket)
     async with connected(device.path) as xenstore:

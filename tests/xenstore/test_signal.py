@@ -136,14 +136,17 @@ async def test_another_guest_can_neither_write_nor_read_it(
     assert await verdict_of(signal) == Failed("x", "y")
 
 
-async def test_a_key_that_the_guest_had_made_itself_becomes_dom0s(
+async def test_keys_that_the_guest_had_made_itself_become_dom0s(
     host: Host, guest: XenDomain
 ) -> None:
-    say(guest, f"{OLD_NONCE} done")
-    assert host.store.dom0.permissions(KEY) == ["n5"]
+    folder = "/local/domain/5/data/provisiond"
+    for key in ("log", "verdict"):
+        say(guest, f"{OLD_NONCE} done", key=key)
+        assert host.store.dom0.permissions(f"{folder}/{key}") == ["n5"]
     async with host.signal() as signal:
         await done_with(signal.listen)
-        assert host.store.dom0.permissions(KEY) == ["n0", "b5"]
+        for key in ("log", "verdict"):
+            assert host.store.dom0.permissions(f"{folder}/{key}") == ["n0", "b5"]
         say(guest, f"{NONCE} done")
         assert await verdict_of(signal) == Done()
 
@@ -364,8 +367,11 @@ async def test_a_hello_before_the_reboot_is_no_sign_after_it(
     signal: XenstoreSignal, host: Host, guest: XenDomain
 ) -> None:
     say(guest, "hello 1.0", key="hello")
+    await done_with(signal.ready)
     await asyncio.to_thread(guest.shut_down)
     again = await asyncio.to_thread(host.store.introduce, 6, uuid=UUID)
+    with pytest.raises(GuestRestarted):
+        await verdict_of(signal)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
             await signal.ready()
@@ -380,6 +386,38 @@ async def test_a_guest_is_lost_when_no_domain_comes_back(host: Host, guest: XenD
         await asyncio.to_thread(guest.shut_down)
         with pytest.raises(GuestLost, match="no domain"):
             await verdict_of(signal)
+
+
+async def test_every_reboot_has_its_whole_time(host: Host, guest: XenDomain) -> None:
+    reboot_seconds = 2.0
+    async with host.signal(reboot_seconds=reboot_seconds) as signal:
+        await done_with(signal.listen)
+        for domid in (6, 7):
+            waiting = asyncio.create_task(signal.verdict())
+            await asyncio.to_thread(guest.shut_down)
+            await asyncio.sleep(0.6 * reboot_seconds)  # the time itself is what is tested
+            assert not waiting.done()
+            guest = await asyncio.to_thread(host.store.introduce, domid, uuid=UUID)
+            with pytest.raises(GuestRestarted):
+                async with asyncio.timeout(SOON):
+                    await waiting
+
+
+@pytest.mark.parametrize("vm", [None, b"/vm/another", b""], ids=repr)
+async def test_no_key_is_made_for_a_vm_that_is_not_ours_any_more(
+    host: Host, guest: XenDomain, vm: bytes | None
+) -> None:
+    """The domain has gone, or its domid is another's, and nobody has told us yet."""
+    async with host.signal(reboot_seconds=0.3) as signal:
+        await done_with(signal.listen)
+        if vm is None:
+            host.store.dom0.rm("/local/domain/5/vm")
+        else:
+            host.store.dom0.write("/local/domain/5/vm", vm)
+        guest.rm("data/provisiond")
+        with pytest.raises(GuestLost):
+            await verdict_of(signal)
+        assert host.store.dom0.directory("/local/domain/5/data") == []
 
 
 async def test_nothing_is_made_under_a_dead_domain(host: Host, guest: XenDomain) -> None:
