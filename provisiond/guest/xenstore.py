@@ -139,7 +139,10 @@ class XenstoreSignal:
 
     async def _wait(self) -> None:
         """Until something may have changed, or the time of an absence is over."""
-        seconds = _LOOK_AGAIN_SECONDS if self._made is not None else self._reboot_seconds
+        seconds = _LOOK_AGAIN_SECONDS
+        if self._absent_since is not None:
+            absent_for = asyncio.get_running_loop().time() - self._absent_since
+            seconds = min(seconds, self._reboot_seconds - absent_for)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()

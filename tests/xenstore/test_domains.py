@@ -79,11 +79,13 @@ async def test_a_reboot_is_a_new_domid_whichever_comes_first(
 async def test_a_dead_domains_home_that_somebody_wrote_into_is_no_domain(
     xenstored: Xenstored, domains: Domains
 ) -> None:
-    guest = await asyncio.to_thread(xenstored.introduce, 5, uuid=UUID)
+    await asyncio.to_thread(xenstored.introduce, 5, uuid=UUID)
     await becomes(domains, UUID, 5)
-    await asyncio.to_thread(guest.shut_down)
-    xenstored.dom0.write("/local/domain/5/data/stale", b"")
-    await becomes(domains, UUID, None)
+    xenstored.dom0.rm("/local/domain/5/vm")
+    with domains.following(UUID, wake=asyncio.Event()):
+        await asyncio.to_thread(xenstored.introduce, 6, uuid="other")
+        await becomes(domains, "other", 6)
+        assert domains.known(UUID) is None
 
 
 async def test_nothing_is_known_of_domains_until_xenstored_is_back(

@@ -341,6 +341,7 @@ async def test_a_guest_that_floods_starves_nobody(host: Host, guest: XenDomain) 
 async def test_a_wait_moves_with_a_guest_that_is_rebooted(
     signal: XenstoreSignal, host: Host, guest: XenDomain
 ) -> None:
+    watches = len(host.xenstore._watches)
     waiting = asyncio.create_task(signal.verdict())
     await asyncio.to_thread(guest.shut_down)
     again = await asyncio.to_thread(host.store.introduce, 6, uuid=UUID)
@@ -348,6 +349,7 @@ async def test_a_wait_moves_with_a_guest_that_is_rebooted(
         async with asyncio.timeout(SOON):
             await waiting
     assert host.store.dom0.permissions(f"{again.home}/data/provisiond/verdict") == ["n0", "b6"]
+    assert len(host.xenstore._watches) == watches
     say(again, f"{NONCE} done")
     assert await verdict_of(signal) == Done()
 
@@ -392,7 +394,7 @@ async def test_every_reboot_has_its_whole_time(host: Host, guest: XenDomain) -> 
     reboot_seconds = 2.0
     async with host.signal(reboot_seconds=reboot_seconds) as signal:
         await done_with(signal.listen)
-        for domid in (6, 7):
+        for domid in (6, 7, 8):
             waiting = asyncio.create_task(signal.verdict())
             await asyncio.to_thread(guest.shut_down)
             await asyncio.sleep(0.6 * reboot_seconds)  # the time itself is what is tested
