@@ -61,6 +61,7 @@ class XenstoreSignal:
         self._watched: int | None = None
         self._made: int | None = None  # the domid whose keys are watched and made
         self._absent_since: float | None = None
+        self._has_listened = False
         self._has_restarted = False
         self._sign: str | None = None
         self._verdict: Verdict | None = None
@@ -69,6 +70,7 @@ class XenstoreSignal:
 
     async def listen(self) -> None:
         """Watch the keys and make them; returns when the guest can write them."""
+        self._has_listened = True
         await self._until(lambda: self._made)
 
     async def ready(self) -> str:
@@ -76,7 +78,10 @@ class XenstoreSignal:
         return await self._until(lambda: self._sign)
 
     async def verdict(self) -> Verdict:
-        """Wait for `done` or `failed`; GuestRestarted, once, after each change of the domid."""
+        """Wait for `done` or `failed`; GuestRestarted, once, after each reboot.
+
+        Also where it happened before the daemon was started: then there are no keys.
+        """
         return await self._until(lambda: self._verdict, tell_restart=True)
 
     async def cancel(self) -> Verdict | None:
@@ -176,9 +181,12 @@ class XenstoreSignal:
     async def _watch(self, domid: int) -> None:
         """Watch this domain's keys and no other's, before they are read: nothing is missed."""
         await self._watching.aclose()
-        self._has_restarted = self._has_restarted or self._watched is not None
-        self._watched = self._made = self._sign = None
         keys = plan_keys(domid)
+        if self._watched is not None:
+            self._has_restarted = True
+        elif not self._has_listened:  # resumed: the keys were made before the ISO was attached
+            self._has_restarted = await self._read(keys.verdict) is None
+        self._watched = self._made = self._sign = None
         for path in (keys.folder, keys.hotplug):
             await self._watching.enter_async_context(self._xenstore.watch(path, wake=self._wake))
         self._watched = domid

@@ -365,6 +365,22 @@ async def test_a_wait_moves_when_the_new_domain_comes_before_the_old_one_goes(
     assert await verdict_of(signal) == Done()
 
 
+async def test_a_reboot_while_the_daemon_was_down_is_told(host: Host, guest: XenDomain) -> None:
+    async with host.signal() as before:
+        await done_with(before.listen)
+    async with host.signal() as resumed:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await resumed.verdict()
+    await asyncio.to_thread(guest.shut_down)
+    again = await asyncio.to_thread(host.store.introduce, 6, uuid=UUID)
+    async with host.signal() as resumed:
+        with pytest.raises(GuestRestarted, match="domain 6"):
+            await verdict_of(resumed)
+        say(again, f"{NONCE} done")
+        assert await verdict_of(resumed) == Done()
+
+
 async def test_a_hello_before_the_reboot_is_no_sign_after_it(
     signal: XenstoreSignal, host: Host, guest: XenDomain
 ) -> None:
