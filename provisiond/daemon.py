@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from provisiond import __version__, systemd
+from provisiond.api.messages import JobState
 from provisiond.api.server import create_app
 from provisiond.errors import (
     AlreadyRunning,
@@ -185,6 +186,7 @@ def _open_signal(
             xenstore=xen.xenstore,
             domains=xen.domains,
             reboot_seconds=_REBOOT_SECONDS,
+            expects_keys=job.has_reached(JobState.ISO_ATTACHED),
         )
 
     async def find_socket() -> Path:

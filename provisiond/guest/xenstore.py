@@ -38,7 +38,8 @@ class XenstoreSignal:
     """A GuestSignal over xenstore, for the VM with this UUID, whatever its domid.
 
     `reboot_seconds` is how long a VM may have no domain before its guest counts as lost: a reboot
-    takes the old one away before the new one is there.
+    takes the old one away before the new one is there. `expects_keys`: an earlier process has made
+    the keys and had the ISO attached, so where they are gone the guest was restarted in between.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class XenstoreSignal:
         xenstore: Xenstore,
         domains: Domains,
         reboot_seconds: float,
+        expects_keys: bool = False,
     ) -> None:
         self._nonce = nonce
         self._uuid = uuid
@@ -61,7 +63,7 @@ class XenstoreSignal:
         self._watched: int | None = None
         self._made: int | None = None  # the domid whose keys are watched and made
         self._absent_since: float | None = None
-        self._has_listened = False
+        self._expects_keys = expects_keys
         self._has_restarted = False
         self._sign: str | None = None
         self._verdict: Verdict | None = None
@@ -70,7 +72,6 @@ class XenstoreSignal:
 
     async def listen(self) -> None:
         """Watch the keys and make them; returns when the guest can write them."""
-        self._has_listened = True
         await self._until(lambda: self._made)
 
     async def ready(self) -> str:
@@ -80,7 +81,7 @@ class XenstoreSignal:
     async def verdict(self) -> Verdict:
         """Wait for `done` or `failed`; GuestRestarted, once, after each reboot.
 
-        Also where it happened before the daemon was started: then there are no keys.
+        Also for one while no daemon ran.
         """
         return await self._until(lambda: self._verdict, tell_restart=True)
 
@@ -184,7 +185,7 @@ class XenstoreSignal:
         keys = plan_keys(domid)
         if self._watched is not None:
             self._has_restarted = True
-        elif not self._has_listened:  # resumed: the keys were made before the ISO was attached
+        elif self._expects_keys:
             self._has_restarted = await self._read(keys.verdict) is None
         self._watched = self._made = self._sign = None
         for path in (keys.folder, keys.hotplug):

@@ -101,7 +101,6 @@ async def test_listening_may_be_asked_for_twice(guest: GuestEnd, signal: GuestSi
 
 
 async def test_an_interrupted_wait_loses_no_word(guest: GuestEnd, signal: GuestSignal) -> None:
-    await signal.listen()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await signal.verdict()

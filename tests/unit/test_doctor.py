@@ -11,6 +11,7 @@ from provisiond.doctor import (
     check_space,
     check_tmpfs,
     check_writable,
+    check_xen,
     keeps_secrets,
     nearest,
     parse_swaps,
@@ -94,17 +95,29 @@ def test_a_socket_that_is_absent_or_none_is_told_apart(tmp_path: Path) -> None:
     assert check_socket(absent).level is Level.FAIL
 
 
-def test_a_daemon_that_answers_is_well(tmp_path: Path) -> None:
-    health = HealthView(
+def healthy(*, xenstore_connected: bool | None) -> HealthView:
+    return HealthView(
         ok=True,
         version="1",
         hypervisor="test:///default",
         hypervisor_connected=True,
+        xenstore_connected=xenstore_connected,
         jobs_unfinished=3,
     )
-    check = check_daemon(tmp_path, health)
+
+
+def test_a_daemon_that_answers_is_well(tmp_path: Path) -> None:
+    check = check_daemon(tmp_path, healthy(xenstore_connected=None))
     assert check.level is Level.OK
     assert "3 unfinished jobs" in check.found
+
+
+def test_a_daemon_in_a_dom0_knows_whether_xenstore_answers() -> None:
+    assert check_xen(healthy(xenstore_connected=True)).level is Level.OK
+    lost = check_xen(healthy(xenstore_connected=False))
+    assert lost.level is Level.FAIL
+    assert "xenstored" in lost.todo
+    assert "no Xen dom0" in check_xen(healthy(xenstore_connected=None)).found
 
 
 def test_a_group_that_does_not_exist_is_told_how_to_make_it() -> None:

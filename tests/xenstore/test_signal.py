@@ -38,7 +38,12 @@ class Host:
 
     @asynccontextmanager
     async def signal(
-        self, *, uuid: str = UUID, nonce: str = NONCE, reboot_seconds: float = SOON
+        self,
+        *,
+        uuid: str = UUID,
+        nonce: str = NONCE,
+        reboot_seconds: float = SOON,
+        is_resumed: bool = False,
     ) -> AsyncIterator[XenstoreSignal]:
         signal = XenstoreSignal(
             nonce=nonce,
@@ -46,6 +51,7 @@ class Host:
             xenstore=self.xenstore,
             domains=self.domains,
             reboot_seconds=reboot_seconds,
+            expects_keys=is_resumed,
         )
         try:
             yield signal
@@ -368,13 +374,14 @@ async def test_a_wait_moves_when_the_new_domain_comes_before_the_old_one_goes(
 async def test_a_reboot_while_the_daemon_was_down_is_told(host: Host, guest: XenDomain) -> None:
     async with host.signal() as before:
         await done_with(before.listen)
-    async with host.signal() as resumed:
+    async with host.signal(is_resumed=True) as resumed:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await resumed.verdict()
     await asyncio.to_thread(guest.shut_down)
     again = await asyncio.to_thread(host.store.introduce, 6, uuid=UUID)
-    async with host.signal() as resumed:
+    async with host.signal(is_resumed=True) as resumed:
+        await done_with(resumed.listen)
         with pytest.raises(GuestRestarted, match="domain 6"):
             await verdict_of(resumed)
         say(again, f"{NONCE} done")
