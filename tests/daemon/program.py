@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,8 +29,66 @@ STORY = [
 ]
 
 
+class Api(ABC):
+    """The HTTP that the users of a running daemon speak to it."""
+
+    @property
+    @abstractmethod
+    def socket(self) -> Path:
+        """The daemon's Unix socket."""
+
+    @abstractmethod
+    def said(self) -> str:
+        """What the daemon has logged, for the message of a failed test."""
+
+    def http(self, *, seconds: float | None = 30) -> httpx.AsyncClient:
+        transport = httpx.AsyncHTTPTransport(uds=str(self.socket))
+        return httpx.AsyncClient(transport=transport, base_url="http://provisiond", timeout=seconds)
+
+    async def get(self, path: str) -> httpx.Response:
+        async with self.http() as http:
+            return await http.get(path)
+
+    async def post(self, body: Json) -> httpx.Response:
+        async with self.http() as http:
+            return await http.post("/v1/jobs", json=body)
+
+    async def submit(self, body: Json) -> Json:
+        reply = await self.post(body)
+        assert reply.status_code == 202, reply.text
+        return dict(reply.json())
+
+    async def cancel(self, job_id: str) -> httpx.Response:
+        async with self.http() as http:
+            return await http.delete(f"/v1/jobs/{job_id}")
+
+    async def job(self, job_id: str) -> Json:
+        reply = await self.get(f"/v1/jobs/{job_id}")
+        assert reply.status_code == 200, reply.text
+        return dict(reply.json())
+
+    @asynccontextmanager
+    async def events(self, path: str, *, after: int | None = None) -> AsyncIterator["Events"]:
+        headers = {} if after is None else {"Last-Event-ID": str(after)}
+        async with (
+            self.http(seconds=None) as http,
+            http.stream("GET", path, headers=headers) as reply,
+        ):
+            assert reply.status_code == 200, await reply.aread()
+            yield Events(reply)
+
+    async def wait_for(self, job_id: str, *states: str) -> Json:
+        """The job, once it has come to one of `states` (or has ended in another: a failure)."""
+        async with self.events(f"/v1/jobs/{job_id}/events") as events:
+            async for event in events:
+                if event["state"] in states:
+                    return await self.job(job_id)
+        job = await self.job(job_id)
+        raise AssertionError(f"ended as {job['state']}, not {states}: {job}\n{self.said()}")
+
+
 @dataclass
-class Daemon:
+class Daemon(Api):
     """`provisiond serve` over one folder: settings, state, runtime directory, socket, log."""
 
     folder: Path
@@ -45,6 +104,9 @@ class Daemon:
     @property
     def log(self) -> Path:
         return self.folder / "log"
+
+    def said(self) -> str:
+        return self.log.read_text()
 
     @property
     def iso_folder(self) -> Path:
@@ -114,54 +176,6 @@ class Daemon:
             self.process.send_signal(how)
         async with asyncio.timeout(START_SECONDS):
             return await self.process.wait()
-
-    # ------------------------------------------------------------ HTTP
-    def http(self, *, seconds: float | None = 30) -> httpx.AsyncClient:
-        transport = httpx.AsyncHTTPTransport(uds=str(self.socket))
-        return httpx.AsyncClient(transport=transport, base_url="http://provisiond", timeout=seconds)
-
-    async def get(self, path: str) -> httpx.Response:
-        async with self.http() as http:
-            return await http.get(path)
-
-    async def post(self, body: Json) -> httpx.Response:
-        async with self.http() as http:
-            return await http.post("/v1/jobs", json=body)
-
-    async def submit(self, body: Json) -> Json:
-        reply = await self.post(body)
-        assert reply.status_code == 202, reply.text
-        return dict(reply.json())
-
-    async def cancel(self, job_id: str) -> httpx.Response:
-        async with self.http() as http:
-            return await http.delete(f"/v1/jobs/{job_id}")
-
-    async def job(self, job_id: str) -> Json:
-        reply = await self.get(f"/v1/jobs/{job_id}")
-        assert reply.status_code == 200, reply.text
-        return dict(reply.json())
-
-    @asynccontextmanager
-    async def events(self, path: str, *, after: int | None = None) -> AsyncIterator["Events"]:
-        headers = {} if after is None else {"Last-Event-ID": str(after)}
-        async with (
-            self.http(seconds=None) as http,
-            http.stream("GET", path, headers=headers) as reply,
-        ):
-            assert reply.status_code == 200, await reply.aread()
-            yield Events(reply)
-
-    async def wait_for(self, job_id: str, *states: str) -> Json:
-        """The job, once it has come to one of `states` (or has ended in another: a failure)."""
-        async with self.events(f"/v1/jobs/{job_id}/events") as events:
-            async for event in events:
-                if event["state"] in states:
-                    return await self.job(job_id)
-        job = await self.job(job_id)
-        raise AssertionError(
-            f"ended as {job['state']}, not {states}: {job}\n{self.log.read_text()}"
-        )
 
 
 class Events:

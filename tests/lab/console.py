@@ -1,13 +1,15 @@
-"""A root shell in the tiny guest, over its second serial port."""
+"""A root shell in the tiny guest, over its second serial port or its Xen console."""
 
 import asyncio
 import shlex
+import tty
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+LONGEST_ANSWER = 16 * 1024 * 1024
 ASK_AGAIN = 0.5  # seconds; what is sent before the guest's serial port is open is lost
 
 
@@ -27,10 +29,7 @@ class Console:
         self._lock = asyncio.Lock()
 
     async def run(self, command: str) -> Answer:
-        """Runs `command` in a shell of its own, without input; it may be any text.
-
-        A command that ends the guest, or reboots it, gets no answer.
-        """
+        """Runs `command` in a shell of its own, without input; it may be any text."""
         marker = uuid.uuid4().hex
         line = f"sh -c {shlex.quote(command)} </dev/null 2>&1; printf '\\n{marker} %d\\n' $?\n"
         async with self._lock:
@@ -39,6 +38,11 @@ class Console:
             status = await self._reader.readline()
         text = output[: -len(marker) - 2].decode(errors="replace")
         return Answer(int(status), text)
+
+    async def order(self, command: str) -> None:
+        """Has the shell run a command that ends or reboots the guest, and so never answers."""
+        async with self._lock:
+            await self._send(f"{command}\n")
 
     async def greet(self) -> None:
         """Waits until the guest's shell answers; what came before is thrown away."""
@@ -69,7 +73,36 @@ class Console:
 @asynccontextmanager
 async def open_console(socket: Path) -> AsyncIterator[Console]:
     """The shell behind `socket`, once it answers."""
-    reader, writer = await asyncio.open_unix_connection(socket, limit=16 * 1024 * 1024)
+    reader, writer = await asyncio.open_unix_connection(socket, limit=LONGEST_ANSWER)
+    async with _greeted(reader, writer) as console:
+        yield console
+
+
+@asynccontextmanager
+async def open_terminal_console(terminal: Path) -> AsyncIterator[Console]:
+    """The shell behind a terminal, such as the pty of a Xen guest's console, once it answers."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=LONGEST_ANSWER)
+    with terminal.open("rb", buffering=0) as output, terminal.open("wb", buffering=0) as line:
+        tty.setraw(output.fileno())
+        incoming, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), output
+        )
+        outgoing, protocol = await loop.connect_write_pipe(
+            lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), line
+        )
+        try:
+            writer = asyncio.StreamWriter(outgoing, protocol, None, loop)
+            async with _greeted(reader, writer) as console:
+                yield console
+        finally:
+            incoming.close()
+
+
+@asynccontextmanager
+async def _greeted(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> AsyncIterator[Console]:
     try:
         console = Console(reader, writer)
         await console.greet()

@@ -11,7 +11,7 @@ import re
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,7 +34,17 @@ STEPS = (
 )
 
 # In the order in which /init loads them; what these depend on goes before each.
-MODULES = ("virtio_pci", "virtio_console", "virtio_scsi", "sr_mod", "sd_mod", "isofs", "virtio_net")
+MODULES = (
+    "virtio_pci",
+    "virtio_console",
+    "virtio_scsi",
+    "sr_mod",
+    "sd_mod",
+    "isofs",
+    "virtio_net",
+    "xen_blkfront",
+    "xen_netfront",
+)
 ZONES = ("UTC", "Europe/Vienna", "America/New_York", "Asia/Tokyo")
 # Debian's busybox has no chpasswd applet; the real one comes from this system (package passwd).
 CHPASSWD = Path("/usr/sbin/chpasswd")
@@ -71,11 +81,25 @@ def guest_files() -> GuestFiles:
     tree = fetch_kernel()
     (kernel,) = tree.glob("boot/vmlinuz-*")
     ours = (
-        _file("init", GUEST_INIT, 0o755),
-        _file("usr/sbin/provision-guest", GUEST_SCRIPT, 0o755),
+        file_entry("init", GUEST_INIT, 0o755),
+        file_entry("usr/sbin/provision-guest", GUEST_SCRIPT, 0o755),
     )
     entries = [*_system(tree), *ours]
-    return GuestFiles(kernel=kernel, initramfs=_kept(initramfs_bytes(entries)))
+    return GuestFiles(kernel=kernel, initramfs=keep_initramfs(entries))
+
+
+def keep_initramfs(entries: Iterable[Entry]) -> Path:
+    """The archive of the entries, compressed, in the cache under the name of its content."""
+    archive = initramfs_bytes(entries)
+    path = cache_directory() / f"initramfs-{hashlib.sha256(archive).hexdigest()[:16]}.gz"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, part = tempfile.mkstemp(prefix=".initramfs-", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(gzip.compress(archive, compresslevel=6, mtime=0))
+        Path(part).chmod(0o644)
+        Path(part).rename(path)
+    return path
 
 
 def initramfs_bytes(entries: Iterable[Entry]) -> bytes:
@@ -110,11 +134,11 @@ def load_order(wanted: Iterable[str], depends: Callable[[str], Iterable[str]]) -
 
 
 def parse_depends(module: bytes) -> list[str]:
-    """What a .ko says about itself in its .modinfo section: `depends=a,b`."""
+    """What a .ko says about itself in its .modinfo section: `depends=a,b`; `-` is told as `_`."""
     found = re.search(rb"\0depends=([^\0]*)\0", module)
     if found is None:
         raise ValueError("The module holds no depends= in its .modinfo section.")
-    return [name for name in found[1].decode().split(",") if name]
+    return [name.replace("-", "_") for name in found[1].decode().split(",") if name]
 
 
 def _record(entry: Entry, inode: int) -> bytes:
@@ -131,8 +155,8 @@ def _padded(data: bytes) -> bytes:
 
 
 def _system(kernel_tree: Path) -> Iterator[Entry]:
-    yield from _busybox()
-    yield from _modules(kernel_tree)
+    yield from busybox_entries()
+    yield from module_entries(kernel_tree, MODULES)
     yield from _zones()
     yield from _chpasswd()
     for path, text in ETC.items():
@@ -144,30 +168,33 @@ def _system(kernel_tree: Path) -> Iterator[Entry]:
         yield Entry(folder, stat.S_IFDIR | 0o755)
 
 
-def _busybox() -> Iterator[Entry]:
+def busybox_entries() -> Iterator[Entry]:
+    """busybox, and a link for each of its commands."""
     busybox = fetch_package("busybox-static") / "bin/busybox"
-    yield _file("bin/busybox", busybox, 0o755)
+    yield file_entry("bin/busybox", busybox, 0o755)
     listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
     for applet in listed.stdout.split():
         if applet != "busybox":
             yield Entry(f"bin/{applet}", stat.S_IFLNK | 0o777, b"/bin/busybox")
 
 
-def _modules(kernel_tree: Path) -> Iterator[Entry]:
+def module_entries(kernel_tree: Path, wanted: Iterable[str]) -> Iterator[Entry]:
     """The modules by name, and `lib/modules/order`: what /init loads, line by line."""
-    known = _module_files(kernel_tree)
-    contents = {name: _module_bytes(known[name]) for name in _order(known)}
-    for name, data in contents.items():
-        yield Entry(f"lib/modules/{name}.ko", stat.S_IFREG | 0o644, data)
-    listed = "".join(f"{name}\n" for name in contents)
+    files = module_files(kernel_tree, wanted)
+    for name, file in files.items():
+        yield Entry(f"lib/modules/{name}.ko", stat.S_IFREG | 0o644, _module_bytes(file))
+    listed = "".join(f"{name}\n" for name in files)
     yield Entry("lib/modules/order", stat.S_IFREG | 0o644, listed.encode())
 
 
-def _order(known: Mapping[str, Path]) -> list[str]:
-    return load_order(MODULES, lambda name: parse_depends(_module_bytes(known[name])))
+def module_files(kernel_tree: Path, wanted: Iterable[str]) -> dict[str, Path]:
+    """The files of the modules and of all that they need, each after what it needs."""
+    known = _known_modules(kernel_tree)
+    order = load_order(wanted, lambda name: parse_depends(_module_bytes(known[name])))
+    return {name: known[name] for name in order}
 
 
-def _module_files(kernel_tree: Path) -> dict[str, Path]:
+def _known_modules(kernel_tree: Path) -> dict[str, Path]:
     """Modules by the name the kernel gives them (a file's `-` is `_` there)."""
     files = kernel_tree.glob("**/lib/modules/*/kernel/**/*.ko*")
     return {path.name.partition(".")[0].replace("-", "_"): path for path in files}
@@ -181,29 +208,17 @@ def _module_bytes(path: Path) -> bytes:
 def _zones() -> Iterator[Entry]:
     zoneinfo = fetch_package("tzdata") / "usr/share/zoneinfo"
     for zone in ZONES:
-        yield _file(f"usr/share/zoneinfo/{zone}", zoneinfo / zone, 0o644)
+        yield file_entry(f"usr/share/zoneinfo/{zone}", zoneinfo / zone, 0o644)
 
 
 def _chpasswd() -> Iterator[Entry]:
     """chpasswd with the libraries that the loader would give it, each at its own path."""
-    yield _file(str(CHPASSWD)[1:], CHPASSWD, 0o755)
+    yield file_entry(str(CHPASSWD)[1:], CHPASSWD, 0o755)
     listed = subprocess.run(["ldd", CHPASSWD], capture_output=True, text=True, check=True)
     for library in re.findall(r"(/\S+) \(0x", listed.stdout):
-        yield _file(library[1:], Path(library), 0o755)
+        yield file_entry(library[1:], Path(library), 0o755)
 
 
-def _file(path: str, source: Path, mode: int) -> Entry:
+def file_entry(path: str, source: Path, mode: int) -> Entry:
+    """A copy of the file `source`."""
     return Entry(path, stat.S_IFREG | mode, source.read_bytes())
-
-
-def _kept(archive: bytes) -> Path:
-    """The archive, compressed, in the cache under the name of its content."""
-    path = cache_directory() / f"initramfs-{hashlib.sha256(archive).hexdigest()[:16]}.gz"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(prefix=".initramfs-", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(gzip.compress(archive, compresslevel=6, mtime=0))
-        Path(part).chmod(0o644)
-        Path(part).rename(path)
-    return path

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-KERNEL_METAPACKAGE = "linux-image-cloud-amd64"
+GUEST_KERNEL = "linux-image-cloud-amd64"
 
 
 class PackageUnavailable(Exception):
@@ -31,44 +31,54 @@ def fetch_package(name: str) -> Path:
 
     The network is used only when that version is not in the cache.
     """
-    tree = cache_directory() / "packages" / f"{name}_{quote(_candidate(name), safe='')}"
+    (version,) = package_versions(name)
+    tree = cache_directory() / "packages" / f"{name}_{quote(version, safe='')}"
     if tree.is_dir():
         return tree
     tree.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(tree.with_name(f"{tree.name}.lock")):
+    with locked(tree.with_name(f"{tree.name}.lock")):
         if not tree.is_dir():  # nobody else unpacked it while we waited for the lock
             _unpack(name, tree)
     return tree
 
 
-def fetch_kernel() -> Path:
-    """The unpacked tree of the kernel package that Debian's cloud metapackage stands for today."""
+def fetch_kernel(metapackage: str = GUEST_KERNEL) -> Path:
+    """The unpacked tree of the kernel package that a metapackage of Debian stands for today."""
     architecture = _run(["dpkg", "--print-architecture"]).strip()
     if architecture != "amd64":
         raise PackageUnavailable(f"The tiny guest runs on amd64 alone; this is {architecture}.")
-    return fetch_package(parse_kernel_package(_run(["apt-cache", "show", KERNEL_METAPACKAGE])))
+    return fetch_package(real_package(metapackage, "linux-image-"))
 
 
-def parse_kernel_package(text: str) -> str:
-    """The real kernel's package from `apt-cache show`: the first record is the candidate's."""
-    if found := re.search(r"^Depends:.*?\b(linux-image-[0-9][^ ,]*)", text, re.MULTILINE):
-        return found[1]
+def real_package(metapackage: str, prefix: str) -> str:
+    """The package `prefix`VERSION that a metapackage of Debian stands for today."""
+    if name := parse_real_package(_run(["apt-cache", "show", metapackage]), prefix):
+        return name
     raise PackageUnavailable(
-        f"apt does not say which kernel {KERNEL_METAPACKAGE} stands for. Run: apt-get update"
+        f"apt does not say which {prefix}... {metapackage} stands for. Run: apt-get update"
     )
 
 
-def parse_candidate(text: str) -> str | None:
-    """The version that `apt-cache policy` would install; None when apt knows none."""
-    found = re.search(r"^  Candidate: (\S+)$", text, re.MULTILINE)
-    return found[1] if found and found[1] != "(none)" else None
+def parse_real_package(text: str, prefix: str) -> str | None:
+    """The versioned dependency in `apt-cache show`: the first record is the candidate's."""
+    pattern = rf"^Depends:.*?\b({re.escape(prefix)}[0-9][^ ,]*)"
+    found = re.search(pattern, text, re.MULTILINE)
+    return found[1] if found else None
 
 
-def _candidate(name: str) -> str:
-    version = parse_candidate(_run(["apt-cache", "policy", name]))
-    if version is None:
-        raise PackageUnavailable(f"apt knows no package {name}. Run: apt-get update")
-    return version
+def parse_candidates(text: str) -> dict[str, str]:
+    """What `apt-cache policy` would install, by name; a package that apt cannot have is absent."""
+    found = re.findall(r"^(\S+):\n.*\n  Candidate: (\S+)$", text, re.MULTILINE)
+    return {name: version for name, version in found if version != "(none)"}
+
+
+def package_versions(*names: str) -> list[str]:
+    """The newest version of each package that apt knows."""
+    known = parse_candidates(_run(["apt-cache", "policy", *names]))
+    for name in names:
+        if name not in known:
+            raise PackageUnavailable(f"apt knows no package {name}. Run: apt-get update")
+    return [known[name] for name in names]
 
 
 def _unpack(name: str, tree: Path) -> None:
@@ -82,8 +92,8 @@ def _unpack(name: str, tree: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """The kernel drops the lock with the process that holds it, however that ends."""
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock; the kernel drops it with the process that holds it, however that ends."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

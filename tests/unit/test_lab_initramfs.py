@@ -52,6 +52,7 @@ def test_depends_are_read_from_a_module() -> None:
         "virtio",
         "virtio_ring",
     ]
+    assert parse_depends(b"\0depends=xen-privcmd\0") == ["xen_privcmd"]
     assert parse_depends(b"\0depends=\0") == []
     with pytest.raises(ValueError, match="no depends="):
         parse_depends(b"not a module")

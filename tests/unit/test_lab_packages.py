@@ -11,8 +11,9 @@ from tests.lab.initramfs import PROJECT
 from tests.lab.packages import (
     PackageUnavailable,
     fetch_package,
-    parse_candidate,
-    parse_kernel_package,
+    parse_candidates,
+    parse_real_package,
+    real_package,
 )
 
 APT_CONF = """\
@@ -123,14 +124,19 @@ def test_a_system_without_apt_is_told_so(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_candidate_is_read_and_its_absence_too() -> None:
     text = "tzdata:\n  Installed: 2025b\n  Candidate: 2026f-0+deb12u1\n  Version table:\n"
-    assert parse_candidate(text) == "2026f-0+deb12u1"
-    assert parse_candidate("x:\n  Installed: (none)\n  Candidate: (none)\n") is None
-    assert parse_candidate("") is None
+    unknown = "x:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n"
+    assert parse_candidates(unknown + text) == {"tzdata": "2026f-0+deb12u1"}
+    assert parse_candidates("") == {}
 
 
 def test_the_first_record_names_the_kernel() -> None:
     text = "Package: linux-image-cloud-amd64\nDepends: linux-image-{0} (= 6.1.{1})\n\n"
     both = text.format("6.1.0-56-cloud-amd64", 192) + text.format("6.1.0-50-cloud-amd64", 176)
-    assert parse_kernel_package(both) == "linux-image-6.1.0-56-cloud-amd64"
+    assert parse_real_package(both, "linux-image-") == "linux-image-6.1.0-56-cloud-amd64"
+    assert parse_real_package(both, "xen-hypervisor-") is None
+
+
+@pytest.mark.usefixtures("repository")
+def test_a_metapackage_that_apt_does_not_know_says_what_to_do() -> None:
     with pytest.raises(PackageUnavailable, match="apt-get update"):
-        parse_kernel_package("")
+        real_package("xen-system", "xen-hypervisor-")
