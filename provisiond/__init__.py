@@ -4,7 +4,7 @@ provision.py         the story: every step in order, and undo
 job.py, plan.py      what a job is and how its state may go; where its things are
 api/messages.py      what may be asked, and what is answered
 iso/                 the config ISO: its files; how it is written, checked and destroyed
-virt/                domains and disks: the XML; libvirt; does KVM work here?
+virt/                domains and disks: the XML; libvirt; both ends of a Xen disk; does KVM work?
 guest/               the guest's word: its grammar; how it reaches us
 xenstore/            xenstore: its wire, a connection, the client, which domid a VM has
 ports.py             what more than one adapter can do

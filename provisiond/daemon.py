@@ -124,7 +124,7 @@ async def _opened(
 ) -> AsyncIterator[tuple[Store, Hypervisor, Tools, Metrics]]:
     metrics = Metrics()
     store = Store(settings.state_dir / "provisiond.sqlite")
-    hypervisor = Hypervisor(uri, threads=_LIBVIRT_THREADS)
+    hypervisor = Hypervisor(uri, threads=_LIBVIRT_THREADS, xenstore=xen.xenstore if xen else None)
     iso_threads = Threads(size=_ISO_THREADS, name="iso")
     tools = Tools(
         store=store,

@@ -171,6 +171,7 @@ def _proof(job: JobView) -> str:
         return ""
     looked_at = {
         "disk absent from the live XML": proof.disk_absent_from_live_xml,
+        "back end absent": proof.back_end_absent,
         "ISO overwritten and unlinked": proof.iso_overwritten_and_unlinked,
         "ISO's file absent": proof.iso_file_absent,
     }

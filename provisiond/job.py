@@ -57,6 +57,7 @@ class Proof:
     iso_overwritten_and_unlinked: bool
     iso_file_absent: bool
     at: float
+    back_end_absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

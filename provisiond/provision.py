@@ -22,13 +22,15 @@ from provisiond.api.messages import GuestConfig, JobState
 from provisiond.errors import (
     Cancelled,
     DeadlinePassed,
-    DiskStillAttached,
+    DomainNotRunning,
     GuestFailed,
     GuestRestarted,
+    HypervisorFailed,
     HypervisorUnavailable,
     Interrupted,
     ProvisionError,
     StateUnwritable,
+    XenstoreUnavailable,
 )
 from provisiond.guest.verdict import Done, Failed, Verdict
 from provisiond.iso.image import build_image, destroy_iso, write_iso
@@ -43,6 +45,9 @@ from provisiond.virt.libvirt import Hypervisor
 log = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
+
+# What libvirt says of a Xen domain for some seconds while it starts it anew.
+_OF_A_REBOOT = (DomainNotRunning, HypervisorFailed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class Provisioning:
         self._cancelled = job.cancel_requested
         self._until_deadline: asyncio.Timeout | None = None
         # Why the call that is made patiently has no answer yet.
-        self._unavailable: HypervisorUnavailable | None = None
+        self._unavailable: HypervisorUnavailable | XenstoreUnavailable | None = None
         # What was done in an earlier try of the ISO's end still counts in the proof.
         self._detached_at: float | None = None
         self._overwritten = False
@@ -136,6 +141,8 @@ class Provisioning:
             await self._write_iso()
         if not self.job.has_reached(JobState.ISO_ATTACHED):
             await self._attach_iso()
+        else:
+            await self._attach_iso_again(rebooting=False)
         await self._await_verdict()
 
     async def _write_iso(self) -> None:
@@ -158,19 +165,49 @@ class Provisioning:
             raise Interrupted(f"{self.job.domain}: the config ISO was lost with the host's memory")
         await self._patiently(self._signal.listen)
         sign = await self._await_readiness()
-        async with self._phase("attaching the config ISO", self._tools.limits.attach):
-            target = await self._patiently(
-                self._tools.hypervisor.attach,
-                self.job.domain_uuid,
-                iso=self._plan.iso,
-                target=self.job.request.get("target"),
-            )
+        target = await self._attach()
         await self._save(
             JobState.ISO_ATTACHED,
             f"config ISO attached as {target} ({sign})",
             target=target,
             attached_at=time.time(),
         )
+
+    async def _attach_iso_again(self, *, rebooting: bool) -> None:
+        """After a stop of ours, or a reboot of the guest's: on Xen that takes the disk away."""
+        await self._patiently(self._signal.listen)
+        if not await self._is_connected(rebooting=rebooting):
+            target = await self._attach(rebooting=rebooting)
+            await self._note(f"config ISO attached again as {target}: the guest was started anew")
+
+    async def _attach(self, *, rebooting: bool = False) -> str:
+        """Attach, and wait until the guest's driver has the disk; again where a reboot took it.
+
+        For a moment of the reboot libvirt shows the old domain and its disk, and then none.
+        """
+        for pause in pauses():
+            async with self._phase("attaching the config ISO", self._tools.limits.attach):
+                target = await self._patiently(
+                    self._tools.hypervisor.attach,
+                    self.job.domain_uuid,
+                    iso=self._plan.iso,
+                    target=self.job.request.get("target"),
+                    passing=_OF_A_REBOOT if rebooting else (),
+                )
+            if await self._is_connected(rebooting=rebooting):
+                return target
+            rebooting = True
+            await asyncio.sleep(pause)
+        raise AssertionError("pauses() never ends")
+
+    async def _is_connected(self, *, rebooting: bool) -> bool:
+        async with self._phase("connecting the guest's disk driver", self._tools.limits.attach):
+            return await self._patiently(
+                self._tools.hypervisor.is_connected,
+                self.job.domain_uuid,
+                self._plan.iso,
+                passing=_OF_A_REBOOT if rebooting else (),
+            )
 
     async def _await_readiness(self) -> str:
         """The guest's sign that it can take the ISO, or that it gave none."""
@@ -181,11 +218,7 @@ class Provisioning:
             return f"no sign of readiness within {self._tools.limits.ready:g} s"
 
     async def _await_verdict(self) -> None:
-        await self._patiently(self._signal.listen)
-        verdict = await self._verdict_of_one_life()
-        while verdict is None:
-            await self._attach_again()
-            verdict = await self._verdict_of_one_life()
+        verdict = await self._hear_verdict()
         if isinstance(verdict, Failed):
             raise GuestFailed(
                 f"{self.job.domain}: the guest's step {verdict.step} failed: {verdict.message}",
@@ -193,23 +226,13 @@ class Provisioning:
             )
         await self._save(JobState.GUEST_CONFIGURED, "guest reported done")
 
-    async def _verdict_of_one_life(self) -> Verdict | None:
-        """The guest's verdict, or None where the guest has lost the ISO by a restart."""
-        try:
-            return await self._signal.verdict()
-        except GuestRestarted as error:
-            await self._note(str(error))
-            return None
-
-    async def _attach_again(self) -> None:
-        async with self._phase("attaching the config ISO again", self._tools.limits.attach):
-            target = await self._patiently(
-                self._tools.hypervisor.attach,
-                self.job.domain_uuid,
-                iso=self._plan.iso,
-                target=self.job.target,
-            )
-        await self._note(f"config ISO attached again as {target}")
+    async def _hear_verdict(self) -> Verdict:
+        while True:
+            try:
+                return await self._signal.verdict()
+            except GuestRestarted as error:
+                await self._note(str(error))
+                await self._attach_iso_again(rebooting=True)
 
     def _why_stopped(self) -> ProvisionError:
         if self._cancelled:
@@ -218,7 +241,7 @@ class Provisioning:
         return self._too_late(f"still {self.job.state} after {allowed:.0f} s")
 
     def _too_late(self, what: str) -> DeadlinePassed:
-        """The deadline's error; it speaks of libvirt where that is what the job waited for."""
+        """The deadline's error; it speaks of libvirt or xenstore where the job waited for one."""
         if self._unavailable is None:
             return DeadlinePassed(f"{self.job.domain}: {what}")
         return DeadlinePassed(
@@ -259,7 +282,9 @@ class Provisioning:
         """Detach and destroy the ISO and prove it."""
         hypervisor, uuid = self._tools.hypervisor, self.job.domain_uuid
         async with self._phase("detaching the config ISO", self._tools.limits.detach):
-            await hypervisor.detach(uuid, iso=self._plan.iso)
+            left = await hypervisor.detach(uuid, iso=self._plan.iso)
+        if left:
+            await self._note(f"detached, and {left} let go of the config ISO only when told")
         if self._detached_at is None:
             self._detached_at = self.job.detached_at or time.time()
         if self.job.state is JobState.GUEST_CONFIGURED:
@@ -270,10 +295,10 @@ class Provisioning:
             )
         if await self._tools.iso_threads.call(destroy_iso, self._plan):
             self._overwritten = True
-        if await hypervisor.has_disk(uuid, self._plan.iso):
-            raise DiskStillAttached(f"{self.job.domain}: the config ISO was attached again")
+        await hypervisor.prove_absence(uuid, iso=self._plan.iso)
         proof = Proof(
             disk_absent_from_live_xml=True,
+            back_end_absent=True,
             iso_overwritten_and_unlinked=self._overwritten,
             iso_file_absent=not self._plan.iso.exists(),
             at=time.time(),
@@ -339,20 +364,30 @@ class Provisioning:
         raise AssertionError("pauses() never ends")
 
     async def _patiently(
-        self, call: Callable[..., Awaitable[_R]], *args: object, **kwargs: object
+        self,
+        call: Callable[..., Awaitable[_R]],
+        *args: object,
+        passing: tuple[type[ProvisionError], ...] = (),
+        **kwargs: object,
     ) -> _R:
-        """Make a call that may find libvirtd gone, again until it is back; the deadline ends it."""
+        """Make a call that may find libvirtd or xenstored gone, again until it is back.
+
+        The same for the errors that are `passing`. The deadline ends it.
+        """
         for pause in pauses():
             try:
                 result = await call(*args, **kwargs)
-            except HypervisorUnavailable as error:
+            except (HypervisorUnavailable, XenstoreUnavailable) as error:
                 if self._unavailable is None:
-                    await self._note(f"waits for libvirt: {error}")
+                    what = "xenstore" if isinstance(error, XenstoreUnavailable) else "libvirt"
+                    await self._note(f"waits for {what}: {error}")
                 self._unavailable = error
-                await asyncio.sleep(pause)
+            except passing:
+                pass
             else:
                 self._unavailable = None
                 return result
+            await asyncio.sleep(pause)
         raise AssertionError("pauses() never ends")
 
     @contextlib.asynccontextmanager

@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     ready_seconds: Seconds = 60
     """How long a guest may take to show that it is ready; the ISO is then attached all the same."""
     attach_seconds: Seconds = 60
-    """For the attach of the ISO, retries included."""
+    """For the attach of the ISO, retries included; then as long for the guest's driver on Xen."""
     detach_seconds: Seconds = 60
     """For one try of the detach; it is tried again until the disk is gone."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

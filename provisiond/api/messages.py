@@ -488,6 +488,8 @@ class ProofView(_Message):
     """
 
     disk_absent_from_live_xml: bool
+    back_end_absent: bool
+    """On Xen: no back end of any domain, and no loop device, has the ISO. QEMU has neither."""
     iso_overwritten_and_unlinked: bool
     iso_file_absent: bool
     at: datetime

@@ -25,6 +25,7 @@ from provisiond.errors import (
     NoFreeTarget,
 )
 from provisiond.threads import Threads, call_in_background
+from provisiond.virt.vbd import await_connected, back_ends_of, free_loop, loops_of
 from provisiond.virt.xml import (
     DomainXml,
     build_scsi_cdrom,
@@ -34,6 +35,7 @@ from provisiond.virt.xml import (
     free_unit,
     parse_domain,
 )
+from provisiond.xenstore.client import Xenstore
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -80,8 +82,10 @@ class Domain:
 class Hypervisor:
     """A libvirt connection, reopened by itself after libvirtd's loss; one more for each change."""
 
-    def __init__(self, uri: str, *, threads: int) -> None:
+    def __init__(self, uri: str, *, threads: int, xenstore: Xenstore | None = None) -> None:
+        """`xenstore` is needed where the domains are Xen's."""
         self.uri = uri
+        self._xenstore = xenstore
         self.connected = False
         self._threads = Threads(size=threads, name="libvirt")
         self._connection: Any = None
@@ -233,21 +237,59 @@ class Hypervisor:
         """
         return await self._call_apart(_attach, uuid, iso, target)
 
-    async def detach(self, uuid: str, *, iso: Path) -> None:
-        """Detach `iso` and wait until the live XML is free of it; returns at once where it is.
+    async def is_connected(self, uuid: str, iso: Path) -> bool:
+        """Wait until the guest's driver has the disk; False where the disk is gone instead.
 
-        The caller's time limit ends the wait. Raises DiskStillAttached where libvirt refuses.
+        Xen's attach returns before that. A QEMU guest's disk is a part of its machine at once.
+        """
+        live = await self.live_xml(uuid)
+        disk = live.disk_of(iso)
+        if disk is None or live.domid is None:
+            return False
+        if self._xenstore is None:
+            return True
+        return await await_connected(self._xenstore, domid=live.domid, target=disk.target)
+
+    async def detach(self, uuid: str, *, iso: Path) -> str | None:
+        """Detach `iso` and wait until nothing has it: not the live XML, no back end.
+
+        Returns at once where that is so. A loop device that was left over `iso` is freed, and
+        returned. The caller's time limit ends the wait. Raises DiskStillAttached where libvirt
+        refuses.
         """
         hint = self._hint
-        if not await self._call_apart(_detach, uuid, iso):
-            return
-        while await self.has_disk(uuid, iso):
+        await self._call_apart(_detach, uuid, iso)
+        while await self.has_disk(uuid, iso) or await self._back_ends(iso):
             try:
                 async with asyncio.timeout(_DETACH_POLL_SECONDS):
                     await hint.wait()
             except TimeoutError:
-                pass  # no event came: the live XML is read again all the same
+                pass  # no event came: it is read again all the same
             hint = self._hint
+        return self._free_loops(iso)
+
+    async def prove_absence(self, uuid: str, *, iso: Path) -> None:
+        """Look once more, after the file was unlinked; DiskStillAttached says where it still is."""
+        if await self.has_disk(uuid, iso):
+            raise DiskStillAttached(f"{iso.name} was attached again: it stands in the live XML")
+        holders = [*await self._back_ends(iso), *self._loops(iso)]
+        if holders:
+            raise DiskStillAttached(f"{iso.name} is still held by {', '.join(holders)}")
+
+    async def _back_ends(self, iso: Path) -> list[str]:
+        return [] if self._xenstore is None else await back_ends_of(self._xenstore, iso)
+
+    def _loops(self, iso: Path) -> list[str]:
+        return [] if self._xenstore is None else list(loops_of(iso))
+
+    def _free_loops(self, iso: Path) -> str | None:
+        names = self._loops(iso)
+        for name in names:
+            try:
+                free_loop(name)
+            except OSError as error:
+                raise DiskStillAttached(f"{name} still has {iso.name}: {error.strerror}") from error
+        return ", ".join(names) or None
 
 
 # ---------------------------------------------------------------- in a thread
@@ -401,8 +443,8 @@ def _assigned_target(domain: Any, iso: Path) -> str:
     return disk.target
 
 
-def _detach(connection: Any, uuid: str, iso: Path) -> bool:
-    """Ask for the detach; False where the disk is absent already.
+def _detach(connection: Any, uuid: str, iso: Path) -> None:
+    """Ask for the detach, unless the disk is absent already.
 
     libvirt matches on the target alone, so the source is looked at first.
     """
@@ -410,10 +452,10 @@ def _detach(connection: Any, uuid: str, iso: Path) -> bool:
         domain = _look_up(connection, uuid)
         live = _read_live(domain)
     except (DomainNotFound, DomainNotRunning):
-        return False
+        return
     disk = live.disk_of(iso)
     if disk is None:
-        return False
+        return
     if live.is_xen:
         xml = build_xen_disk(iso, disk.target)
     else:
@@ -429,4 +471,3 @@ def _detach(connection: Any, uuid: str, iso: Path) -> bool:
             raise DiskStillAttached(f"{live.name}: {disk.target} is still attached: {error}") from (
                 error
             )
-    return True

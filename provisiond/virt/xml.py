@@ -33,11 +33,12 @@ class ScsiController:
 
 @dataclass(frozen=True, slots=True)
 class DomainXml:
-    """What provisiond reads of a domain's XML."""
+    """What provisiond reads of a domain's XML; `domid` is None in that of a domain that is off."""
 
     name: str
     uuid: str
     kind: str
+    domid: int | None
     disks: tuple[Disk, ...]
     scsi_controllers: tuple[ScsiController, ...]
     macs: tuple[str, ...]
@@ -76,10 +77,12 @@ def parse_domain(xml: str) -> DomainXml:
         raise ValueError(f"no XML: {error}") from error
     if root.tag != "domain":
         raise ValueError(f"<{root.tag}> where a <domain> was expected")
+    domid = root.get("id")
     return DomainXml(
         name=root.findtext("name", ""),
         uuid=root.findtext("uuid", ""),
         kind=root.get("type", ""),
+        domid=int(domid) if domid else None,
         disks=tuple(map(_parse_disk, root.iterfind("devices/disk"))),
         scsi_controllers=tuple(
             ScsiController(int(element.get("index", "0")), element.get("model"))

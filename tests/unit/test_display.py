@@ -59,6 +59,7 @@ def failed_job(text: str = "web1") -> JobView:
         failure=FailureView(code="guest_failed", message=text, hint="Mend it.", step="network"),
         proof=ProofView(
             disk_absent_from_live_xml=True,
+            back_end_absent=True,
             iso_overwritten_and_unlinked=False,
             iso_file_absent=True,
             at=later,
@@ -164,7 +165,8 @@ def test_a_job_is_shown_with_history_failure_proof_and_guest_log() -> None:
     assert facts["guest's step"] == "network"
     assert facts["hint"] == "Mend it."
     assert facts["attached for"] == "3.7 s"
-    assert "disk absent from the live XML: yes, ISO overwritten and unlinked: no" in facts["proof"]
+    assert "disk absent from the live XML: yes, back end absent: yes, ISO overw" in facts["proof"]
+    assert "ISO overwritten and unlinked: no" in facts["proof"]
     assert "  second line" in out.getvalue()
     assert "65.400 s  UNDOING" in out.getvalue()
 

@@ -1,0 +1,96 @@
+"""A disk of a Xen domain as xenstore and the kernel show it: dom0's end, and the guest's.
+
+libxl's attach returns before the guest has looked, and libvirt tells of no device that comes or
+goes. So whether a disk is really there, and really gone, is read here. Keys and states are those of
+Xen's public/io/blkif.h and public/io/xenbus.h.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from provisiond.xenstore.client import Xenstore
+
+_CONNECTED = b"4"  # XenbusStateConnected
+_BACK_ENDS = "/local/domain/0/backend/vbd"
+_READ_AGAIN_SECONDS = 30.0
+_BLOCK_DEVICES = Path("/sys/block")
+_LOOP_CLR_FD = 0x4C01  # linux/loop.h
+
+
+# ---------------------------------------------------------------- paths
+def vdev_number(target: str) -> int:
+    """The number of `xvda` to `xvdp` in xenstore: major 202, 16 minors a disk (public/io/blkif.h).
+
+    Raises ValueError for any other target.
+    """
+    letter = target.removeprefix("xvd")
+    if not (target.startswith("xvd") and len(letter) == 1 and "a" <= letter <= "p"):
+        raise ValueError(f"{target} is none of xvda to xvdp")
+    return 202 << 8 | (ord(letter) - ord("a")) << 4
+
+
+def frontend_state(*, domid: int, target: str) -> str:
+    """Where a guest's driver tells its state of a disk."""
+    return f"/local/domain/{domid}/device/vbd/{vdev_number(target)}/state"
+
+
+# ---------------------------------------------------------------- the guest's end
+async def await_connected(xenstore: Xenstore, *, domid: int, target: str) -> bool:
+    """Wait until the guest's driver has the disk; False where disk or domain are gone instead.
+
+    To be called after an attach has returned: from then on the path is there while the disk is.
+    """
+    path = frontend_state(domid=domid, target=target)
+    async with xenstore.watch(path) as changed:
+        while True:
+            changed.clear()
+            try:
+                if await xenstore.read(path) == _CONNECTED:
+                    return True
+            except FileNotFoundError:
+                return False
+            with contextlib.suppress(TimeoutError):  # a watch is a hint, and may be lost
+                async with asyncio.timeout(_READ_AGAIN_SECONDS):
+                    await changed.wait()
+
+
+# ---------------------------------------------------------------- dom0's end
+async def back_ends_of(xenstore: Xenstore, file: Path) -> list[str]:
+    """The back ends that serve `file` to any domain, also to one that is just being destroyed."""
+    found = []
+    for domid in await _children(xenstore, _BACK_ENDS):
+        for vdev in await _children(xenstore, f"{_BACK_ENDS}/{domid}"):
+            path = f"{_BACK_ENDS}/{domid}/{vdev}"
+            with contextlib.suppress(FileNotFoundError):
+                if await xenstore.read(f"{path}/params") == os.fsencode(file):
+                    found.append(path)
+    return found
+
+
+async def _children(xenstore: Xenstore, path: str) -> list[str]:
+    try:
+        return await xenstore.children(path)
+    except FileNotFoundError:
+        return []
+
+
+def loops_of(file: Path, *, block_devices: Path = _BLOCK_DEVICES) -> Iterator[str]:
+    """The loop devices over `file`, such as loop0; also after the file was unlinked."""
+    names = (str(file), f"{file} (deleted)")
+    for path in sorted(block_devices.glob("loop*/loop/backing_file")):
+        with contextlib.suppress(FileNotFoundError):
+            if path.read_text().removesuffix("\n") in names:
+                yield path.parts[-3]
+
+
+def free_loop(name: str) -> None:
+    """Let a loop device go of its file; raises OSError (EBUSY: it goes when it is closed)."""
+    descriptor = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, _LOOP_CLR_FD)
+    finally:
+        os.close(descriptor)

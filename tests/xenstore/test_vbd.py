@@ -1,0 +1,105 @@
+"""What is read of a Xen disk, over a real xenstored: the guest's end, dom0's end, loop devices."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from provisiond.virt.vbd import (
+    await_connected,
+    back_ends_of,
+    frontend_state,
+    loops_of,
+    vdev_number,
+)
+from provisiond.xenstore.client import Xenstore
+from tests.xenstore.daemon import XenDomain, Xenstored
+
+ISO = Path("/run/provisiond/iso/0123.iso")
+TARGET = "xvdp"
+
+
+@pytest.fixture
+async def xenstore(xenstored: Xenstored) -> AsyncIterator[Xenstore]:
+    client = Xenstore(xenstored.socket)
+    connecting = asyncio.create_task(client.stay_connected())
+    await client.available()
+    yield client
+    connecting.cancel()
+
+
+@pytest.fixture
+def domain(xenstored: Xenstored) -> XenDomain:
+    return xenstored.introduce(5, uuid=str(uuid.uuid4()))
+
+
+def attach(xenstored: Xenstored, domain: XenDomain, *, file: Path) -> None:
+    """What libxl leaves when its attach returns: both ends, the guest's own in state 1."""
+    number = vdev_number(TARGET)
+    state = frontend_state(domid=domain.domid, target=TARGET)
+    xenstored.dom0.write(state, b"1")
+    xenstored.dom0.set_permissions(state, [f"n{domain.domid}", "r0"])
+    back_end = f"/local/domain/0/backend/vbd/{domain.domid}/{number}"
+    xenstored.dom0.write(f"{back_end}/params", str(file).encode())
+
+
+async def test_the_wait_ends_when_the_guests_driver_says_connected(
+    xenstored: Xenstored, xenstore: Xenstore, domain: XenDomain
+) -> None:
+    attach(xenstored, domain, file=ISO)
+    waiting = asyncio.create_task(await_connected(xenstore, domid=5, target=TARGET))
+    state = f"device/vbd/{vdev_number(TARGET)}/state"
+    for number in (b"2", b"3"):
+        domain.write(state, number)
+        # an answer on the connection that serves the wait: it has seen the state before
+        await xenstore.read(frontend_state(domid=5, target=TARGET))
+        assert not waiting.done()
+    domain.write(state, b"4")
+    assert await waiting is True
+
+
+async def test_the_wait_ends_when_the_domain_is_gone(
+    xenstored: Xenstored, xenstore: Xenstore, domain: XenDomain
+) -> None:
+    attach(xenstored, domain, file=ISO)
+    waiting = asyncio.create_task(await_connected(xenstore, domid=5, target=TARGET))
+    xenstored.dom0.rm(f"{domain.home}/device/vbd")
+    assert await waiting is False
+
+
+async def test_a_back_end_is_found_by_the_file_that_it_serves(
+    xenstored: Xenstored, xenstore: Xenstore, domain: XenDomain
+) -> None:
+    assert await back_ends_of(xenstore, ISO) == []
+    other = xenstored.introduce(6, uuid=str(uuid.uuid4()))
+    attach(xenstored, domain, file=ISO)
+    attach(xenstored, other, file=ISO.with_name("4567.iso"))
+    path = "/local/domain/0/backend/vbd/5/51952"
+    assert await back_ends_of(xenstore, ISO) == [path]
+    xenstored.dom0.rm(path)
+    assert await back_ends_of(xenstore, ISO) == []
+
+
+def test_the_number_of_a_target_is_the_one_that_linux_gives_it() -> None:
+    """Documentation/admin-guide/devices.txt: block major 202, 16 minors a disk."""
+    assert vdev_number("xvda") == 51712
+    assert vdev_number("xvdd") == 51760
+    assert vdev_number("xvdp") == 51952
+    for wrong in ("sda", "xvd", "xvdq", "xvdaa", "xvdA"):
+        with pytest.raises(ValueError, match="none of xvda to xvdp"):
+            vdev_number(wrong)
+
+
+def test_a_loop_device_is_found_by_its_file_also_after_that_was_unlinked(tmp_path: Path) -> None:
+    for name, file in (
+        ("loop0", "/other.iso"),
+        ("loop3", str(ISO)),
+        ("loop12", f"{ISO} (deleted)"),
+        ("loop4", f"{ISO}.part"),
+    ):
+        (tmp_path / name / "loop").mkdir(parents=True)
+        (tmp_path / name / "loop/backing_file").write_text(f"{file}\n")
+    (tmp_path / "loop7").mkdir()
+    assert list(loops_of(ISO, block_devices=tmp_path)) == ["loop12", "loop3"]
