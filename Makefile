@@ -1,14 +1,15 @@
-# make test and make demo set up what they need on a fresh Debian 12 or later (see setup-debian);
+# make test, test-xen and demo set up what they need on a fresh Debian 12 or later (setup-debian);
 # the second time they find it done. ARGS goes to pytest: make test ARGS='-x tests/unit'
 
-.PHONY: help test demo setup lock clean
+.PHONY: help test test-xen demo setup lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make test    run every test, real guests included (ARGS=... goes to pytest)'
-	@echo 'make demo    provision a real guest on this machine and show each step'
-	@echo 'make lock    resolve constraints.txt again from pyproject.toml'
-	@echo 'make clean   remove .venv and the caches in this tree'
+	@echo 'make test      run every test, real guests included (ARGS=... goes to pytest)'
+	@echo 'make test-xen  boot real Xen under QEMU, install provisiond in its dom0 and test it there'
+	@echo 'make demo      provision a real guest on this machine and show each step'
+	@echo 'make lock      resolve constraints.txt again from pyproject.toml'
+	@echo 'make clean     remove .venv, the caches and the results in this tree'
 
 ifeq ($(shell id -u),0)
 
@@ -17,6 +18,9 @@ setup:
 
 test: setup
 	.venv/bin/pytest $(ARGS)
+
+test-xen: setup
+	.venv/bin/python -m tests.xen $(ARGS)
 
 demo: setup
 	.venv/bin/python -m tests.demo $(ARGS)
@@ -44,13 +48,13 @@ lock: setup
 	mv constraints.txt.part constraints.txt
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 else
 
 # Packages are installed, namespaces and guests started: all of that is root's, and so is .venv.
-setup test demo lock clean:
+setup test test-xen demo lock clean:
 	sudo --preserve-env=CI,LAB_CACHE,http_proxy,https_proxy,no_proxy $(MAKE) $@ ARGS='$(ARGS)'
 
 endif

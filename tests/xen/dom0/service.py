@@ -1,0 +1,54 @@
+"""provisiond as systemd runs it in this dom0."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+
+from tests.daemon.program import Api, Json
+from tests.xen.dom0 import host
+
+CONFIG = Path("/etc/provisiond/provisiond.toml")
+ISO_FOLDER = Path("/run/provisiond/iso")
+STATE_FOLDER = Path("/var/lib/provisiond")
+
+
+class Service(Api):
+    """The installed unit."""
+
+    @property
+    def socket(self) -> Path:
+        return Path("/run/provisiond/provisiond.sock")
+
+    def said(self) -> str:
+        return host.run("journalctl", "--unit=provisiond", "--lines=100", "--no-pager")
+
+    def kill(self) -> None:
+        """SIGKILL, as by the kernel when memory is short; systemd starts it again by itself."""
+        host.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "provisiond")
+
+    async def answered(self) -> None:
+        """Returns once it can take work."""
+        async with self.http() as http:
+            while True:
+                try:
+                    if (await http.get("/healthz")).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass  # it is not up yet
+                await asyncio.sleep(0.2)
+
+    async def jobs(self) -> list[Json]:
+        """All jobs, oldest first, without their histories."""
+        return list(reversed((await self.get("/v1/jobs")).json()["jobs"]))
+
+    async def job_ids(self) -> list[str]:
+        """The ids of all jobs, oldest first."""
+        return [str(job["id"]) for job in await self.jobs()]
+
+
+def set_up(**settings: float) -> None:
+    """Starts the service again, with these settings alone."""
+    CONFIG.parent.mkdir(exist_ok=True)
+    CONFIG.write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
+    host.run("systemctl", "restart", "provisiond")
