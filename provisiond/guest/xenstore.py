@@ -64,6 +64,7 @@ class XenstoreSignal:
         self._made: int | None = None  # the domid whose keys are watched and made
         self._absent_since: float | None = None
         self._expects_keys = expects_keys
+        self._looked_at = 0.0
         self._has_restarted = False
         self._sign: str | None = None
         self._verdict: Verdict | None = None
@@ -152,10 +153,12 @@ class XenstoreSignal:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
-        await asyncio.sleep(_BREATH_SECONDS)
+        now = asyncio.get_running_loop().time()
+        await asyncio.sleep(max(0.0, self._looked_at + _BREATH_SECONDS - now))
 
     async def _look(self) -> None:
         """Find the domain, see to its keys, read them; raises GuestLost."""
+        self._looked_at = asyncio.get_running_loop().time()
         self._follow()
         domid = await self._domains.domid(self._uuid)
         if domid is not None and domid != self._watched:
