@@ -343,7 +343,8 @@ class Provisioning:
         """Add a line to the job's history; the log has it even where it cannot be stored."""
         self._log(detail, level=logging.WARNING)
         with contextlib.suppress(StateUnwritable):
-            await self._tools.store.save(self.job, [Fact(self.job.state, detail)])
+            note = Fact(self.job.state, detail, at=time.time())
+            await self._tools.store.save(self.job, [note])
 
     def _log(self, detail: str, *, level: int = logging.INFO) -> None:
         fields = {"JOB_ID": self.job.id, "DOMAIN": self.job.domain}

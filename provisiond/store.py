@@ -54,10 +54,11 @@ _JOB = TypeAdapter(Job)
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What one save adds to a job's history."""
+    """What one save adds to a job's history; `at` (Unix seconds) is the job's own time if None."""
 
     state: JobState
     detail: str
+    at: float | None = None
 
 
 class Store:
@@ -288,9 +289,10 @@ def _first(jobs: list[Job]) -> Job | None:
 def _add_events(connection: sqlite3.Connection, job: Job, facts: Sequence[Fact]) -> int:
     seq = 0
     for fact in facts:
+        at = job.updated_at if fact.at is None else fact.at
         cursor = connection.execute(
             "INSERT INTO events (job_id, domain, at, state, detail) VALUES (?, ?, ?, ?, ?)",
-            (job.id, job.domain, job.updated_at, fact.state.value, fact.detail),
+            (job.id, job.domain, at, fact.state.value, fact.detail),
         )
         seq = cursor.lastrowid or seq
     return seq

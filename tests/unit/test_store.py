@@ -224,6 +224,13 @@ async def take(events: AsyncIterator[Event], count: int) -> list[int]:
         return [(await anext(events)).seq for _ in range(count)]
 
 
+async def test_a_note_has_its_own_time(store: Store) -> None:
+    job = job_of(1)
+    await store.insert(job, "accepted")
+    await store.save(job, [Fact(S.ACCEPTED, "a fact"), Fact(S.ACCEPTED, "a note", at=77.5)])
+    assert [event.at for event in await store.events_after(0)] == [job.updated_at] * 2 + [77.5]
+
+
 async def test_a_follower_has_every_event_once_and_in_order(store: Store) -> None:
     await store.insert(job_of(1), "x")
     events = store.follow(0)
