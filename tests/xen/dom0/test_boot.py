@@ -5,10 +5,10 @@ import random
 
 import pytest
 
+from tests.daemon.program import STORY
 from tests.xen.dom0 import host
 from tests.xen.dom0.guests import Guests, assert_nothing_is_left, states, wanted
 from tests.xen.dom0.service import Service
-from tests.xen.dom0.test_guests import STORY
 
 LONGEST_BOOT = 8.0  # seconds until the script runs
 

@@ -3,11 +3,11 @@
 xenstored is left alone: on a live host it cannot be started again.
 """
 
+from tests.daemon.program import STORY
 from tests.lab.domain import Guest
 from tests.xen.dom0 import host
 from tests.xen.dom0.guests import Guests, assert_nothing_is_left, shell, states, wanted
 from tests.xen.dom0.service import Service
-from tests.xen.dom0.test_guests import STORY
 
 LATE = 20  # seconds from a guest's boot to its script: time enough for a fault in mid-job
 

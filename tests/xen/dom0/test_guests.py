@@ -5,6 +5,7 @@ import base64
 
 from passlib.hash import sha512_crypt
 
+from tests.daemon.program import STORY
 from tests.xen.dom0 import host
 from tests.xen.dom0.guests import (
     PASSWORD,
@@ -17,16 +18,6 @@ from tests.xen.dom0.guests import (
 from tests.xen.dom0.service import Service
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl ops"
-STORY = [
-    "ACCEPTED",
-    "DISKS_CREATED",
-    "DOMAIN_STARTED",
-    "ISO_WRITTEN",
-    "ISO_ATTACHED",
-    "GUEST_CONFIGURED",
-    "ISO_DETACHED",
-    "SUCCEEDED",
-]
 
 
 async def test_a_guest_is_provisioned(service: Service, guests: Guests) -> None:
