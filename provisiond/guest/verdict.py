@@ -5,10 +5,10 @@
     <nonce> done                     everything was applied and read back
     <nonce> failed <step> <message>  a step failed and nothing after it was done
 
-A word has at most 2,048 bytes, the most that a xenstore value may have. The nonce is on the config
-ISO, so a word of an earlier job counts for nothing. All of it is written by a guest, so it is
-untrusted: what does not match is no word, and text is bounded and freed of control characters
-before anybody sees it. `guest-agent/provision-guest` mirrors this module.
+A word has at most 2,048 bytes: no value that a guest may write to xenstore is longer. The nonce is
+on the config ISO, so a word of an earlier job counts for nothing. All of it is written by a guest,
+so it is untrusted: what does not match is no word, and text is bounded and freed of control
+characters before anybody sees it. `guest-agent/provision-guest` mirrors this module.
 """
 
 import re
