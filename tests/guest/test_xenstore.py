@@ -124,7 +124,8 @@ def test_it_says_hello_while_it_waits(
             dom0.event()
             version = machine.run(*machine.script_inside("--version")).strip()
             assert word_in(xenstored, "hello") == Hello(version)
-            machine.run("kill", "-TERM", machine.read("/run/provision-guest.pid").strip())
+            pid = machine.read("/run/provision-guest.pid").strip()
+            machine.run("sh", "-c", f"kill -TERM {pid}")
 
 
 def test_xenfs_serves_where_the_device_is_missing(
