@@ -161,8 +161,7 @@ class Provisioning:
         await self._save(JobState.ISO_WRITTEN, "config ISO written and read back")
 
     async def _attach_iso(self) -> None:
-        if not self._plan.iso.exists():
-            raise Interrupted(f"{self.job.domain}: the config ISO was lost with the host's memory")
+        self._require_iso()
         await self._patiently(self._signal.listen)
         sign = await self._await_readiness()
         target = await self._attach()
@@ -173,10 +172,15 @@ class Provisioning:
             attached_at=time.time(),
         )
 
+    def _require_iso(self) -> None:
+        if not self._plan.iso.exists():
+            raise Interrupted(f"{self.job.domain}: the config ISO was lost with the host's memory")
+
     async def _attach_iso_again(self, *, rebooting: bool) -> None:
         """After a stop of ours, or a reboot of the guest's: on Xen that takes the disk away."""
         await self._patiently(self._signal.listen)
         if not await self._is_connected(rebooting=rebooting):
+            self._require_iso()
             target = await self._attach(rebooting=rebooting)
             await self._note(f"config ISO attached again as {target}: the guest was started anew")
 

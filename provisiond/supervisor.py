@@ -89,7 +89,7 @@ class Supervisor:
             return known, False
         try:
             domain = await self._usable_domain(request)
-        except DomainBusy:
+        except (DomainBusy, DiskStillAttached, NoFreeTarget):
             if (known := await self._known(request)) is None:
                 raise
             return known, False  # the same request was accepted while this one was looked at

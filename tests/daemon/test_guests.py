@@ -272,6 +272,25 @@ async def test_a_lost_state_file_leaves_no_secret_behind(lab: Lab, guest_daemon:
     assert f"virsh detach-disk {guest.name} sda" in left.json()["hint"]
 
 
+async def test_an_iso_that_was_lost_with_the_hosts_memory_interrupts_the_job(
+    lab: Lab, guest_daemon: Daemon
+) -> None:
+    """As after the host's reboot, when libvirt has started the domain again: tmpfs is empty."""
+    (guest,) = lab.start("--silent")
+    guest_daemon.settings["ready_seconds"] = 1
+    await guest_daemon.start()
+    job = await guest_daemon.submit(request(guest.name))
+    job = await guest_daemon.wait_for(job["id"], "ISO_ATTACHED")
+    await guest_daemon.kill()
+    (iso,) = guest_daemon.iso_folder.iterdir()
+    lab.detach(guest.name, iso, target=job["target"])
+    iso.unlink()
+    await guest_daemon.start()
+    job = await guest_daemon.wait_for(job["id"], "FAILED")
+    assert job["failure"]["code"] == "interrupted"
+    await assert_nothing_is_left(guest_daemon, lab, job)
+
+
 async def test_a_cancel_survives_a_killed_daemon(lab: Lab, guest_daemon: Daemon) -> None:
     (guest,) = lab.start("--silent")
     guest_daemon.settings["ready_seconds"] = 1
