@@ -104,8 +104,127 @@ class DomainNotRunning(ProvisionError):
     default_hint = "Start it, then ask again."
 
 
+class DomainExists(ProvisionError):
+    """A domain has this name already."""
+
+    code = "domain_exists"
+    default_hint = "Choose another name, or destroy that domain first."
+
+
+class NotMadeHere(ProvisionError):
+    """What shall be removed was not made by provisiond."""
+
+    code = "not_made_here"
+    default_hint = "Remove it with virsh, or ask again with force."
+
+
+class TemplateUnusable(ProvisionError):
+    """A template is absent, or no domain XML that a guest can be made of."""
+
+    code = "template_unusable"
+    default_hint = "Put a domain's XML (virt-install --print-xml) into template_dir."
+
+
+class BaseNotFound(ProvisionError):
+    """No golden base has this name."""
+
+    code = "base_not_found"
+    default_hint = "provisionctl base list shows those that exist."
+
+
+class BaseExists(ProvisionError):
+    """A golden base has this name already."""
+
+    code = "base_exists"
+    default_hint = "Choose another name: a base is never changed."
+
+
+class BaseInUse(ProvisionError):
+    """The base cannot be removed or changed: something stands on it, or a job works on it."""
+
+    code = "base_in_use"
+    default_hint = "Remove what stands on it first."
+
+
+class BaseChanged(ProvisionError):
+    """A base is not what its manifest says: whatever stands on it may be damaged."""
+
+    code = "base_changed"
+    default_hint = "Put back the file as it was, or import it anew under another name."
+
+
+class ImageRefused(ProvisionError):
+    """An image is not what it was said to be, or holds what no image given to us may hold."""
+
+    code = "image_refused"
+    default_hint = "Convert it with qemu-img on the machine that it comes from."
+
+
+class ImageBusy(ProvisionError):
+    """An image is open for writing: what is read of it now may be half of something."""
+
+    code = "image_busy"
+    default_hint = "Stop the guest or program that has it, then ask again."
+
+
+class ImageNotFound(ProvisionError):
+    """The image file does not exist, or is no file that can be read."""
+
+    code = "image_not_found"
+    default_hint = "Give the absolute path of a file of this host."
+
+
+class DiskNotFound(ProvisionError):
+    """No disk has this name."""
+
+    code = "disk_not_found"
+    default_hint = "provisionctl disk list shows those that exist."
+
+
+class DiskExists(ProvisionError):
+    """A file of this name exists already; it is never overwritten."""
+
+    code = "disk_exists"
+    default_hint = "Choose another name, or remove that disk first."
+
+
+class DiskInUse(ProvisionError):
+    """A domain has the disk."""
+
+    code = "disk_in_use"
+    default_hint = "Take it out of that domain first."
+
+
+class SizeTooSmall(ProvisionError):
+    """The disk would be smaller than the base it stands on."""
+
+    code = "size_too_small"
+    default_hint = "Leave size out, and it is the base's."
+
+
+class ChainTooDeep(ProvisionError):
+    """The disk would stand on more images than may be."""
+
+    code = "chain_too_deep"
+    default_hint = "Import the disk that it shall stand on as a base of its own, without a parent."
+
+
+class NoSpace(ProvisionError):
+    """The file system has not enough room; nothing was written."""
+
+    code = "no_space"
+    default_hint = "Make room in image_dir; reserve_mib is always left free."
+
+
+class VhdNeedsTapdisk(ProvisionError):
+    """A VHD overlay would be opened by QEMU, which reads it as zeros and then destroys it."""
+
+    code = "vhd_needs_tapdisk"
+    default_hint = "Use qcow2; VHD overlays need a Xen host with tapdisk (XCP-ng, XenServer)."
+
+
 class DomainBusy(ProvisionError):
-    """Another job works on this domain."""
+    """Another job works on this domain, base or disk."""
 
     code = "domain_busy"
     default_hint = "Wait for that job to end, or cancel it."
@@ -122,7 +241,7 @@ class NoGuestChannel(ProvisionError):
 
 
 class NoFreeTarget(ProvisionError):
-    """Every disk target that the config ISO may take is taken."""
+    """Every disk target that the disk may take is taken."""
 
     code = "no_free_target"
     default_hint = "Detach a disk from the domain, then ask again."

@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import os
+import re
 import shlex
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,12 @@ async def run(
     stdin: bytes | None = None,
     limit_output: int = MIB,
     check: bool = True,
+    hear: Callable[[str], None] | None = None,
 ) -> Finished:
     """Runs a program to its end and returns what it said.
+
+    `hear` is called with each line of stdout as it comes (one that is written over with a carriage
+    return is a line too); nothing of stdout is then kept, and it may be of any length.
 
     When the caller's task is cancelled or its time is over, the program and all that it started are
     killed. More than `limit_output` bytes on stdout or stderr, an absent program, and with `check`
@@ -43,7 +48,11 @@ async def run(
     """
     async with _started(argv, stdin=PIPE if stdin is not None else DEVNULL, stderr=PIPE) as process:
         async with asyncio.TaskGroup() as tasks:
-            stdout = tasks.create_task(_read(process, process.stdout, limit_output))
+            stdout = tasks.create_task(
+                _read(process, process.stdout, limit_output)
+                if hear is None
+                else _pass_on(process.stdout, hear)
+            )
             stderr = tasks.create_task(_read(process, process.stderr, limit_output))
             tasks.create_task(_feed(process.stdin, stdin))
         finished = Finished(await process.wait(), stdout.result(), stderr.result())
@@ -121,6 +130,19 @@ async def _read(process: Process, stream: asyncio.StreamReader | None, limit: in
             _kill_group(process)
             break
     return bytes(output)
+
+
+async def _pass_on(stream: asyncio.StreamReader | None, hear: Callable[[str], None]) -> bytes:
+    """Hands each line to `hear` until the stream ends; of a line, its last 4 KiB. Keeps nothing."""
+    rest = b""
+    while chunk := await _open(stream).read(65536):
+        *lines, rest = re.split(rb"[\r\n]", rest + chunk)
+        for line in lines:
+            hear(line[-4096:].decode(errors="replace"))
+        rest = rest[-4096:]
+    if rest:
+        hear(rest.decode(errors="replace"))
+    return b""
 
 
 async def _feed(stream: asyncio.StreamWriter | None, data: bytes | None) -> None:

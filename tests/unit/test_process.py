@@ -127,3 +127,34 @@ async def test_the_command_is_logged_as_one_could_type_it_and_its_input_is_not(
     with caplog.at_level(logging.DEBUG, logger="provisiond.process"):
         await run(["printf", "%s", "it's"], stdin=b"very-secret")
     assert [record.getMessage() for record in caplog.records] == ["""printf %s 'it'"'"'s'"""]
+
+
+async def test_lines_are_heard_as_they_come_also_those_that_are_written_over(
+    tmp_path: Path,
+) -> None:
+    fifo = tmp_path / "go-on"
+    os.mkfifo(fifo)
+    heard: list[str] = []
+    second = asyncio.Event()
+
+    def hear(line: str) -> None:
+        heard.append(line)
+        if line == "two":
+            second.set()
+
+    script = f"printf 'one\\rtwo\\n'; read go <{fifo}; printf 'three\\rfour'"
+    task = asyncio.create_task(run(["sh", "-c", script], hear=hear))
+    async with asyncio.timeout(SOON):
+        await second.wait()
+        assert heard == ["one", "two"]
+        await asyncio.to_thread(fifo.write_text, "go\n")
+        assert (await task).stdout == b""
+    assert heard == ["one", "two", "three", "four"]
+
+
+async def test_a_program_that_is_heard_may_talk_for_ever_and_keeps_no_memory() -> None:
+    lengths: list[int] = []
+    script = "head -c 3000000 /dev/zero; echo; echo end"
+    await run(["sh", "-c", script], hear=lambda line: lengths.append(len(line)), limit_output=1000)
+    assert lengths[-1] == len("end")
+    assert max(lengths) <= 4096

@@ -1,15 +1,13 @@
-"""The wire: every message that crosses the HTTP API, and every rule a request must pass.
+"""What the guest shall become, and every rule that it must pass.
 
-This module is the only place where the master's bytes become types; what has passed here is trusted
-by the rest. Each refusal is raised at the field that is wrong, so that the reply can name it. No
+The master's bytes become types here and in requests.py alone; what has passed is trusted by the
+rest. Each refusal is raised at the field that is wrong, so that the reply can name it. No
 message of a refusal repeats the value: it could be a secret put into the wrong field.
 """
 
 import base64
 import re
 import struct
-from datetime import datetime
-from enum import StrEnum
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -25,14 +23,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationInfo,
     field_validator,
 )
+
+from provisiond.api.message import Message
 
 Address = IPv4Address | IPv6Address
 Cidr = IPv4Interface | IPv6Interface
@@ -74,7 +72,8 @@ def _has_control(text: str) -> bool:
     return not all(character.isprintable() for character in text)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """`text`, refused where it has control characters."""
     if _has_control(text):
         raise ValueError("must not contain control characters")
     return text
@@ -234,7 +233,7 @@ def _password_hash(secret: SecretStr) -> SecretStr:
 
 def _ssh_key(text: str) -> str:
     """One public key as ssh-keygen prints it: type, base64, comment; no options in front."""
-    line = _printable(text.strip())
+    line = printable(text.strip())
     parts = line.split(None, 2)
     if len(parts) < 2 or parts[0] not in _KEY_TYPES:
         raise ValueError("is no OpenSSH public key: type, base64 and comment on one line")
@@ -250,18 +249,13 @@ def _ssh_key(text: str) -> str:
     return " ".join(parts)
 
 
+Mac = Annotated[str, AfterValidator(_mac)]
 HostName = Annotated[str, AfterValidator(_host_name)]
 AddressField = Annotated[Address, BeforeValidator(_address)]
 
 
-# ---------------------------------------------------------------- the request
-class _Message(BaseModel):
-    """What all messages share: unknown fields are refused, errors never repeat the input."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class Route(_Message):
+# ---------------------------------------------------------------- the configuration
+class Route(Message):
     """A static route: `to` a network `via` a gateway, with an optional metric."""
 
     to: Annotated[Network, BeforeValidator(_destination)]
@@ -277,13 +271,13 @@ class Route(_Message):
         return via
 
 
-class Interface(_Message):
+class Interface(Message):
     """One network interface, found in the guest by `mac` or by `name`.
 
     With neither, it is the domain's first interface; that is allowed for a single interface only.
     """
 
-    mac: Annotated[str, AfterValidator(_mac)] | None = None
+    mac: Mac | None = None
     name: Annotated[str, AfterValidator(_nic_name)] | None = None
     addresses: Annotated[
         list[Annotated[Cidr, BeforeValidator(_cidr)]], Field(min_length=1, max_length=16)
@@ -352,7 +346,7 @@ def _gateways(interfaces: list[Interface]) -> tuple[list[Address | None], list[A
     return [nic.gateway4 for nic in interfaces], [nic.gateway6 for nic in interfaces]
 
 
-class GuestConfig(_Message):
+class GuestConfig(Message):
     """What the guest shall become. `hostname`, `ip` and `password` are enough.
 
     `ip` (with `gateway`) is the short form of one interface; `interfaces` is the long one.
@@ -424,159 +418,3 @@ class GuestConfig(_Message):
     def with_password_hash(self, password_hash: SecretStr) -> Self:
         """The same configuration with the clear password replaced by its hash."""
         return self.model_copy(update={"password": None, "password_hash": password_hash})
-
-
-_REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
-
-
-class ProvisionRequest(_Message):
-    """POST /v1/jobs: configure the guest of a running domain.
-
-    `request_id` makes the call idempotent: the same id and body give the same job again.
-    `generation` must grow for a domain that is provisioned again; left out, provisiond counts.
-    `target` is the disk target the config ISO shall take; left out, provisiond picks a free one.
-    """
-
-    request_id: Annotated[str, Field(pattern=_REQUEST_ID)]
-    domain: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)]
-    config: GuestConfig
-    deadline_seconds: Annotated[int, Field(ge=5, le=86400)] | None = None
-    generation: Annotated[int, Field(ge=1, le=2**53)] | None = None
-    target: Annotated[str, Field(pattern=r"^(sd|xvd)[a-z]$")] | None = None
-
-    def public(self) -> dict[str, Any]:
-        """The request as JSON types without its secrets: what may be stored and shown."""
-        secrets = {"config": {"password", "password_hash"}}
-        return self.model_dump(mode="json", exclude=secrets, exclude_none=True)
-
-
-# ---------------------------------------------------------------- the replies
-class JobState(StrEnum):
-    """A state is a fact that was stored; the order is that of the story (provision.py)."""
-
-    ACCEPTED = "ACCEPTED"
-    DISKS_CREATED = "DISKS_CREATED"
-    DOMAIN_STARTED = "DOMAIN_STARTED"
-    ISO_WRITTEN = "ISO_WRITTEN"
-    ISO_ATTACHED = "ISO_ATTACHED"
-    GUEST_CONFIGURED = "GUEST_CONFIGURED"
-    ISO_DETACHED = "ISO_DETACHED"
-    SUCCEEDED = "SUCCEEDED"
-    UNDOING = "UNDOING"
-    FAILED = "FAILED"
-
-    @property
-    def ended(self) -> bool:
-        """Nothing follows this state."""
-        return self in (JobState.SUCCEEDED, JobState.FAILED)
-
-
-class FailureView(_Message):
-    """Why a job failed: a stable code, what happened, what to do, and the guest's step if it has
-    one."""
-
-    code: str
-    message: str
-    hint: str
-    step: str | None = None
-
-
-class ProofView(_Message):
-    """That nothing of the config is left: each field is what was looked at, and when.
-
-    `iso_overwritten_and_unlinked` is false where there was no file to overwrite.
-    """
-
-    disk_absent_from_live_xml: bool
-    back_end_absent: bool
-    """On Xen: no back end of any domain, and no loop device, has the ISO. QEMU has neither."""
-    iso_overwritten_and_unlinked: bool
-    iso_file_absent: bool
-    at: datetime
-
-
-class EventView(_Message):
-    """One fact of one job. `seq` grows over all jobs and is the id of the server-sent event."""
-
-    seq: int
-    job_id: str
-    domain: str
-    at: datetime
-    state: JobState
-    detail: str
-
-
-class JobView(_Message):
-    """A job, never with a secret. `history` and `guest_log` are left out of a list of jobs."""
-
-    id: str
-    request_id: str
-    domain: str
-    domain_uuid: str
-    state: JobState
-    cancel_requested: bool
-    created_at: datetime
-    updated_at: datetime
-    deadline_at: datetime
-    generation: int
-    target: str | None
-    iso_attached_seconds: float | None
-    failure: FailureView | None
-    proof: ProofView | None
-    request: dict[str, Any]
-    guest_log: list[str] | None = None
-    history: list[EventView] | None = None
-
-
-class JobList(_Message):
-    """GET /v1/jobs: newest first."""
-
-    jobs: list[JobView]
-
-
-class DomainView(_Message):
-    """A domain of the host. `domid` is None while it is off; `job_id` is the job at work on it."""
-
-    name: str
-    uuid: str
-    state: str
-    domid: int | None
-    job_id: str | None
-
-
-class DomainList(_Message):
-    """GET /v1/domains, by name."""
-
-    domains: list[DomainView]
-
-
-class HealthView(_Message):
-    """GET /healthz: 200 while provisiond can take work; 503 while libvirt cannot be reached or as
-    many jobs wait as may."""
-
-    ok: bool
-    version: str
-    hypervisor: str
-    hypervisor_connected: bool
-    xenstore_connected: bool | None
-    """None where no guest answers over xenstore: on a host without Xen."""
-    jobs_unfinished: int
-
-
-class FieldError(_Message):
-    """One refused field: its path, such as config.interfaces[0].gateway4, and the reason."""
-
-    field: str
-    message: str
-
-
-class ErrorReply(_Message):
-    """Every error reply (application/problem+json, RFC 9457, with code, hint and the fields)."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    code: str
-    message: str
-    hint: str
-    fields: list[FieldError] = []

@@ -1,0 +1,217 @@
+"""The disks that provisiond makes for guests: overlays over golden bases, and blank data disks."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from provisiond.api.requests import DiskFormat
+from provisiond.disk import folder as files
+from provisiond.disk.bases import Bases
+from provisiond.disk.chain import DiskChain, DiskImage
+from provisiond.disk.header import read_header, read_overlays
+from provisiond.disk.overlay import (
+    admit_overlay,
+    read_overlay,
+    write_blank,
+    write_overlay,
+)
+from provisiond.errors import (
+    DiskExists,
+    DiskInUse,
+    DiskNotFound,
+    ImageBusy,
+    ImageNotFound,
+    ImageRefused,
+)
+from provisiond.plan import FilePlan
+from provisiond.threads import Threads
+
+_NEW_FILE = 2**20  # bytes; the most that an empty image takes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk in the folder; `base` is the name of the base it stands on, or a path that is none."""
+
+    name: str
+    image: DiskImage
+    base: str | None
+
+
+class Disks:
+    """The disks in `folder`. `reserve` bytes are always left free; no chain has more than
+    `max_chain` images."""
+
+    def __init__(self, bases: Bases, folder: Path, *, reserve: int, max_chain: int) -> None:
+        self._bases = bases
+        self._folder = Path(os.path.realpath(folder))
+        self._reserve = reserve
+        self._max_chain = max_chain
+        self._threads = Threads(size=8, name="disks")
+
+    def prepare(self) -> None:
+        """Make the folder where it is missing."""
+        files.prepare_folder(self._folder)
+
+    def close(self) -> None:
+        """Wait for the calls that run."""
+        self._threads.close()
+
+    # ------------------------------------------------------------ look
+    async def list(self) -> Sequence[Disk]:
+        """All disks, by name. A file that cannot be read as what its name says is logged and left
+        out."""
+        return await self._threads.call(self._list)
+
+    async def find(self, name: str) -> Disk:
+        """The disk of this name. Raises DiskNotFound, or ImageRefused where it is no image."""
+        return await self._threads.call(self._find, name)
+
+    # ------------------------------------------------------------ make
+    async def admit_overlay(
+        self, *, name: str, base: str, disk_format: DiskFormat, size: int | None, by_tapdisk: bool
+    ) -> None:
+        """Refuse what cannot be made, without writing anything. `size` None is the base's.
+
+        `by_tapdisk`: tapdisk will open it; else QEMU, which must never open a VHD overlay. Raises
+        DiskExists, BaseNotFound, BaseChanged, ImageBusy, SizeTooSmall, ChainTooDeep,
+        VhdNeedsTapdisk, NoSpace, ImageRefused.
+        """
+        await self._threads.call(self._admit_new, name)
+        async with self._bases.hold(base) as chain:
+            admit_overlay(
+                name,
+                base=chain,
+                disk_format=disk_format,
+                size=chain.top.virtual_size if size is None else size,
+                max_chain=self._max_chain,
+                by_tapdisk=by_tapdisk,
+            )
+
+    async def create_overlay(
+        self, plan: FilePlan, *, base: str, disk_format: DiskFormat, size: int | None
+    ) -> DiskChain:
+        """Make an overlay over `base` and read it back with all that it stands on.
+
+        May be asked for twice until `settle`, for which `plan.part` is left. It was admitted
+        before; raises as `admit_overlay` does, and ToolFailed.
+        """
+        async with self._bases.hold(base) as chain:
+            size = chain.top.virtual_size if size is None else size
+            if await self._threads.call(files.is_placed, plan):
+                return await read_overlay(
+                    plan.path,
+                    base=chain,
+                    disk_format=disk_format,
+                    size=size,
+                    max_chain=self._max_chain,
+                    threads=self._threads,
+                )
+            await self._threads.call(self._require_room)
+            overlay = await write_overlay(
+                plan,
+                base=chain,
+                disk_format=disk_format,
+                size=size,
+                max_chain=self._max_chain,
+                threads=self._threads,
+            )
+            await self._threads.call(files.place, plan)
+            return overlay
+
+    async def admit_blank(self, *, name: str) -> None:
+        """Refuse a blank disk that cannot be made: DiskExists, NoSpace."""
+        await self._threads.call(self._admit_new, name)
+
+    async def create_blank(
+        self, plan: FilePlan, *, disk_format: DiskFormat, size: int
+    ) -> DiskImage:
+        """Make a disk of `size` bytes of zeros, which takes room as it is written to.
+
+        May be asked for twice until `settle`, for which `plan.part` is left. Raises DiskExists,
+        NoSpace, ToolFailed.
+        """
+        if not await self._threads.call(files.is_placed, plan):
+            await self._threads.call(self._require_room)
+            await write_blank(plan, disk_format=disk_format, size=size, threads=self._threads)
+            await self._threads.call(files.place, plan)
+        image = await self._threads.call(read_header, plan.path, disk_format=disk_format)
+        if (image.virtual_size, image.backing) != (size, None):
+            raise ImageRefused(f"{plan.path}: reads as {image}, not as a blank disk of {size}")
+        return image
+
+    async def settle(self, plan: FilePlan) -> None:
+        """The job has stored that it made the disk."""
+        await self._threads.call(files.settle, plan)
+
+    async def take_back(self, plan: FilePlan, *, made: bool) -> None:
+        """Remove what the job wrote: the disk too where it has stored that it made it (`made`), or
+        was about to."""
+        await self._threads.call(files.take_back, plan, made=made)
+
+    async def remove(self, name: str, *, in_use: Mapping[Path, str]) -> None:
+        """Remove a disk; `in_use` are the files that domains have, with the domains' names.
+
+        Raises DiskNotFound, or DiskInUse where a domain or any program has it, or a disk stands on
+        it.
+        """
+        await self._threads.call(self._remove, name, in_use)
+
+    # ------------------------------------------------------------ in a thread
+    def _files(self) -> Sequence[tuple[Path, DiskFormat]]:
+        """The files that are called as disks are, with the format that their names say."""
+        formats = {f".{disk_format}": disk_format for disk_format in DiskFormat}
+        return [
+            (path, formats[path.suffix])
+            for path in sorted(self._folder.glob("[!.]*"))
+            if path.suffix in formats
+        ]
+
+    def _list(self) -> Sequence[Disk]:
+        disks = []
+        for path, disk_format in self._files():
+            try:
+                disks.append(self._read(path, disk_format))
+            except ImageNotFound:
+                pass  # removed meanwhile
+            except ImageRefused as error:
+                log.warning("%s", error)
+        return disks
+
+    def _read(self, path: Path, disk_format: DiskFormat) -> Disk:
+        image = read_header(path, disk_format=disk_format)
+        base = None
+        if image.backing is not None:
+            base = self._bases.name_of(image.backing) or str(image.backing)
+        return Disk(path.stem, image, base)
+
+    def _find(self, name: str) -> Disk:
+        for path, disk_format in self._files():
+            if path.stem == name:
+                return self._read(path, disk_format)
+        raise DiskNotFound(f"{name}: no disk has this name")
+
+    def _admit_new(self, name: str) -> None:
+        if taken := [path for path, _ in self._files() if path.stem == name]:
+            raise DiskExists(f"{name}: {taken[0]} exists already")
+        self._require_room()
+
+    def _require_room(self) -> None:
+        files.require_room(self._folder, _NEW_FILE, reserve=self._reserve)
+
+    def _remove(self, name: str, in_use: Mapping[Path, str]) -> None:
+        path = self._find(name).image.path
+        for file, domain in in_use.items():
+            if os.path.realpath(file) == str(path):
+                raise DiskInUse(f"{name}: the domain {domain} has it")
+        try:
+            files.refuse_writers(path)
+        except ImageBusy as error:
+            raise DiskInUse(f"{name}: {error.message}", hint="Stop what has it.") from error
+        if above := read_overlays(self._folder)[path]:
+            raise DiskInUse(f"{name}: {above[0]} stands on it", hint="Remove that disk first.")
+        files.remove(path)

@@ -1,0 +1,1 @@
+"""Disk images: real files, read back by programs that are not ours."""
