@@ -1,4 +1,4 @@
-"""Domain and disk XML: read what matters of a live domain, build what we attach. Pure.
+"""Domain XML: read what matters of a domain, build what the config ISO is attached with. Pure.
 
 The XML read here was written by libvirt. What is built here never goes into a persistent config.
 """
@@ -12,15 +12,34 @@ from pathlib import Path
 XEN_TARGETS = tuple(f"xvd{letter}" for letter in "ponmlkjihgfe")
 SCSI_TARGETS = tuple(f"sd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
 
+# What provisiond writes into the `<metadata>` of a domain that it makes (virt/template.py).
+METADATA = "urn:provisiond:guest:1"
+
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A `<disk>`: its target, its source file (None for anything else) and its drive address."""
+    """A `<disk>`: its target, its source file (None for anything else) and its drive address.
+
+    `format` and `bus` are libvirt's words; `chain` is every file and block device that the XML
+    names for it, its source first: what it stands on is there while the domain runs on QEMU.
+    """
 
     target: str
     source: Path | None
     controller: int | None
     unit: int | None
+    bus: str | None
+    format: str | None
+    read_only: bool
+    chain: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeBy:
+    """Which job has made a domain, and the disk that it made for it."""
+
+    job_id: str
+    disk: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +57,9 @@ class DomainXml:
     name: str
     uuid: str
     kind: str
+    os_type: str
     domid: int | None
+    made_by: MadeBy | None
     disks: tuple[Disk, ...]
     scsi_controllers: tuple[ScsiController, ...]
     macs: tuple[str, ...]
@@ -82,7 +103,9 @@ def parse_domain(xml: str) -> DomainXml:
         name=root.findtext("name", ""),
         uuid=root.findtext("uuid", ""),
         kind=root.get("type", ""),
+        os_type=root.findtext("os/type", ""),
         domid=int(domid) if domid else None,
+        made_by=_made_by(root),
         disks=tuple(map(_parse_disk, root.iterfind("devices/disk"))),
         scsi_controllers=tuple(
             ScsiController(int(element.get("index", "0")), element.get("model"))
@@ -105,7 +128,26 @@ def _parse_disk(element: ET.Element) -> Disk:
         source=Path(file) if file else None,
         controller=int(controller) if controller else None,
         unit=int(unit) if unit else None,
+        bus=_attribute(element, "target", "bus"),
+        format=_attribute(element, "driver", "type"),
+        read_only=element.find("readonly") is not None,
+        chain=tuple(_sources(element)),
     )
+
+
+def _sources(disk: ET.Element) -> Iterator[Path]:
+    """Its own source, and those of its `<backingStore>`s and `<mirror>`."""
+    for source in disk.iter("source"):
+        if path := source.get("file") or source.get("dev"):
+            yield Path(path)
+
+
+def _made_by(root: ET.Element) -> MadeBy | None:
+    guest = root.find(f"metadata/{{{METADATA}}}guest")
+    if guest is None:
+        return None
+    job_id, disk = guest.get("job"), guest.get("disk")
+    return MadeBy(job_id, Path(disk)) if job_id and disk else None
 
 
 def _channels(root: ET.Element) -> Iterator[tuple[str, Path]]:

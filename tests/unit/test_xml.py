@@ -87,11 +87,22 @@ def test_what_libvirt_wrote_is_read(connection: Any) -> None:
         ),
     )
     assert (read.name, read.uuid, read.kind, read.is_xen) == ("web1", UUID, "test", False)
+    assert (read.os_type, read.made_by) == ("hvm", None)
     found = {disk.target: disk for disk in read.disks}
     assert set(found) == {"vda", "sdb", "vdb", "hdc"}
     assert found["vda"].source == Path("/var/lib/a<b&c.img")
-    assert found["sdb"] == Disk("sdb", Path("/x.img"), 1, 3)
+    assert found["sdb"] == Disk(
+        target="sdb",
+        source=Path("/x.img"),
+        controller=1,
+        unit=3,
+        bus="scsi",
+        format=None,
+        read_only=False,
+        chain=(Path("/x.img"),),
+    )
     assert found["vdb"].source is None
+    assert found["vdb"].chain == (Path("/dev/sdx"),)
     assert found["hdc"].source is None
     assert read.scsi_controllers == (
         ScsiController(0, "lsilogic"),
@@ -188,7 +199,16 @@ def test_libvirt_takes_the_cdrom_and_its_controller(connection: Any) -> None:
         connection,
         domain_with(build_scsi_controller(1), build_scsi_cdrom(iso, "sdc", controller=1, unit=4)),
     )
-    assert read.disk_of(iso) == Disk("sdc", iso, 1, 4)
+    assert read.disk_of(iso) == Disk(
+        target="sdc",
+        source=iso,
+        controller=1,
+        unit=4,
+        bus="scsi",
+        format="raw",
+        read_only=True,
+        chain=(iso,),
+    )
     assert read.virtio_scsi == 1
 
 
