@@ -11,6 +11,7 @@ from tests.lab.embed import (
     detach_cdrom,
     lab_folder,
     live_xml,
+    start_domain,
     start_guests,
     uri,
 )
@@ -22,6 +23,8 @@ def main() -> None:
     wanted = _parser().parse_args()
     if wanted.action == "start":
         _start(wanted)
+    elif wanted.action == "define":
+        start_domain(wanted.root, wanted.file.read_text())
     elif wanted.action == "xml":
         print(live_xml(wanted.root, wanted.name))
     elif wanted.action == "attach":
@@ -69,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("root", type=Path, help="a short path, best on a tmpfs")
     actions = parser.add_subparsers(dest="action", required=True)
     _add_start(actions.add_parser("start", help="start guests; they outlive this program"))
+    define = actions.add_parser("define", help="start a domain from its XML")
+    define.add_argument("file", type=Path)
     show = actions.add_parser("xml", help="print the live XML of a running guest")
     show.add_argument("name")
     for action in ("attach", "detach"):

@@ -71,16 +71,22 @@ class Console:
 
 
 @asynccontextmanager
-async def open_console(socket: Path) -> AsyncIterator[Console]:
-    """The shell behind `socket`, once it answers."""
+async def open_console(shell: Path) -> AsyncIterator[Console]:
+    """The shell behind a Unix socket or a terminal (a pty of QEMU's or Xen's), once it answers."""
+    opened = _open_socket(shell) if shell.is_socket() else _open_terminal(shell)
+    async with opened as console:
+        yield console
+
+
+@asynccontextmanager
+async def _open_socket(socket: Path) -> AsyncIterator[Console]:
     reader, writer = await asyncio.open_unix_connection(socket, limit=LONGEST_ANSWER)
     async with _greeted(reader, writer) as console:
         yield console
 
 
 @asynccontextmanager
-async def open_terminal_console(terminal: Path) -> AsyncIterator[Console]:
-    """The shell behind a terminal, such as the pty of a Xen guest's console, once it answers."""
+async def _open_terminal(terminal: Path) -> AsyncIterator[Console]:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=LONGEST_ANSWER)
     with terminal.open("rb", buffering=0) as output, terminal.open("wb", buffering=0) as line:

@@ -10,6 +10,7 @@ import select
 import shutil
 import signal
 import threading
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,25 @@ def start_guests(root: Path, guests: Sequence[Guest], *, files: GuestFiles) -> N
                 xml = domain_xml(guest, files=files, folder=lab_folder(root))
                 connection.defineXML(xml).create()
     copy_missing(_capabilities(root), _kept_capabilities())
+
+
+def start_domain(root: Path, xml: str) -> None:
+    """Defines and starts a domain from the XML of the caller's own."""
+    prepare_root(root)
+    with opened(root) as connection:
+        connection.defineXML(xml).create()
+    copy_missing(_capabilities(root), _kept_capabilities())
+
+
+def kept_xml(root: Path, name: str) -> str:
+    """The running domain as libvirt has written it down for its own next start.
+
+    For when another process has the root open. FileNotFoundError where the domain does not run.
+    """
+    domain = ET.parse(root / f"run/qemu/{name}.xml").find("domain")
+    if domain is None:
+        raise ValueError(f"libvirt's state of {name} holds no domain")
+    return ET.tostring(domain, encoding="unicode")
 
 
 def live_xml(root: Path, name: str) -> str:

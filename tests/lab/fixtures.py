@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.disk import DiskGuestFiles, disk_guest_files
 from tests.lab.embed import destroy_all, lab_folder, prepare_root
 from tests.lab.initramfs import GuestFiles, guest_files
 from tests.lab.libvirtd import Libvirtd
@@ -20,6 +21,12 @@ LOG_TAIL = 3000
 def _guest_files() -> GuestFiles:
     """Kernel and initramfs of the tiny guest."""
     return guest_files()
+
+
+@pytest.fixture(scope="session", name="disk_guest_files")
+def _disk_guest_files() -> DiskGuestFiles:
+    """The golden image of the tiny guest on a disk, and what boots it."""
+    return disk_guest_files()
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ STEPS = (
 MODULES = (
     "virtio_pci",
     "virtio_console",
+    "virtio_blk",
     "virtio_scsi",
     "sr_mod",
     "sd_mod",
@@ -80,11 +81,7 @@ def guest_files() -> GuestFiles:
     """Kernel and initramfs of the tiny guest; made once for each content, kept in the cache."""
     tree = fetch_kernel()
     (kernel,) = tree.glob("boot/vmlinuz-*")
-    ours = (
-        file_entry("init", GUEST_INIT, 0o755),
-        file_entry("usr/sbin/provision-guest", GUEST_SCRIPT, 0o755),
-    )
-    entries = [*_system(tree), *ours]
+    entries = [*system_entries(tree), file_entry("init", GUEST_INIT, 0o755)]
     return GuestFiles(kernel=kernel, initramfs=keep_initramfs(entries))
 
 
@@ -105,17 +102,20 @@ def keep_initramfs(entries: Iterable[Entry]) -> Path:
 def initramfs_bytes(entries: Iterable[Entry]) -> bytes:
     """The entries as a cpio archive in the `newc` format (the kernel's buffer-format.rst).
 
-    Folders that entries need are added; the order is by path, times are 0, inodes are counted.
+    Times are 0, inodes are counted.
     """
+    records = [_record(entry, inode) for inode, entry in enumerate(in_order(entries), start=1)]
+    return b"".join([*records, _record(Entry("TRAILER!!!", 0), 0)])
+
+
+def in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries by path, each after the folder that it is in: those that lack are added."""
     wanted = {entry.path: entry for entry in entries}
     for path in list(wanted):
         for folder in PurePosixPath(path).parents:
             if (name := str(folder)) != ".":
                 wanted.setdefault(name, Entry(name, stat.S_IFDIR | 0o755))
-    records = [
-        _record(entry, inode) for inode, (_, entry) in enumerate(sorted(wanted.items()), start=1)
-    ]
-    return b"".join([*records, _record(Entry("TRAILER!!!", 0), 0)])
+    return [entry for _, entry in sorted(wanted.items())]
 
 
 def load_order(wanted: Iterable[str], depends: Callable[[str], Iterable[str]]) -> list[str]:
@@ -154,14 +154,17 @@ def _padded(data: bytes) -> bytes:
     return data + b"\0" * (-len(data) % 4)
 
 
-def _system(kernel_tree: Path) -> Iterator[Entry]:
+def system_entries(kernel_tree: Path) -> Iterator[Entry]:
+    """The tiny guest's root, wherever it is kept: all but its init."""
     yield from busybox_entries()
     yield from module_entries(kernel_tree, MODULES)
     yield from _zones()
     yield from _chpasswd()
+    yield file_entry("usr/sbin/provision-guest", GUEST_SCRIPT, 0o755)
     for path, text in ETC.items():
         mode = 0o600 if path == "etc/shadow" else 0o644
         yield Entry(path, stat.S_IFREG | mode, text.encode())
+    yield Entry("var/run", stat.S_IFLNK | 0o777, b"/run")
     yield Entry("root", stat.S_IFDIR | 0o700)
     yield Entry("home/ops", stat.S_IFDIR | 0o755, owner=1000)
     for folder in ("dev", "proc", "sys", "run", "tmp", "mnt", "etc/network", "var/lib", "var/log"):
@@ -188,16 +191,31 @@ def module_entries(kernel_tree: Path, wanted: Iterable[str]) -> Iterator[Entry]:
 
 
 def module_files(kernel_tree: Path, wanted: Iterable[str]) -> dict[str, Path]:
-    """The files of the modules and of all that they need, each after what it needs."""
+    """The files of the modules and of all that they need, each after what it needs.
+
+    What the kernel has built in needs no file.
+    """
     known = _known_modules(kernel_tree)
-    order = load_order(wanted, lambda name: parse_depends(_module_bytes(known[name])))
+    built_in = _built_in(kernel_tree)
+    loaded = (name for name in wanted if name not in built_in)
+    order = load_order(loaded, lambda name: parse_depends(_module_bytes(known[name])))
     return {name: known[name] for name in order}
 
 
 def _known_modules(kernel_tree: Path) -> dict[str, Path]:
-    """Modules by the name the kernel gives them (a file's `-` is `_` there)."""
+    """Modules by the name the kernel gives them."""
     files = kernel_tree.glob("**/lib/modules/*/kernel/**/*.ko*")
-    return {path.name.partition(".")[0].replace("-", "_"): path for path in files}
+    return {_module_name(path.name): path for path in files}
+
+
+def _built_in(kernel_tree: Path) -> set[str]:
+    (listed,) = kernel_tree.glob("**/lib/modules/*/modules.builtin")
+    return {_module_name(Path(line).name) for line in listed.read_text().splitlines()}
+
+
+def _module_name(file_name: str) -> str:
+    """What the kernel calls it: a file's `-` is `_` there."""
+    return file_name.partition(".")[0].replace("-", "_")
 
 
 def _module_bytes(path: Path) -> bytes:

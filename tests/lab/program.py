@@ -4,10 +4,13 @@ free for the program under test to open."""
 import json
 import subprocess
 import sys
+import tempfile
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.embed import destroy_all, uri
+from tests.lab.domain import log_path, shell_path
+from tests.lab.embed import destroy_all, kept_xml, uri
 from tests.lab.initramfs import PROJECT, GuestFiles
 
 
@@ -40,6 +43,28 @@ class Lab:
         wanted = ("--count", str(count), "--prefix", prefix, *options)
         boot = ("--kernel", str(self.files.kernel), "--initramfs", str(self.files.initramfs))
         return [_running(line) for line in self._run("start", *boot, *wanted).splitlines()]
+
+    def define(self, xml: str) -> Running:
+        """Starts a domain from XML of the caller's own."""
+        with tempfile.NamedTemporaryFile("w", suffix=".xml") as file:
+            file.write(xml)
+            file.flush()
+            self._run("define", file.name)
+        return self.running(ET.fromstring(xml).findtext("name", ""))
+
+    def running(self, name: str) -> Running:
+        """A guest that runs, whoever has made it, also while another process has the root open."""
+        xml = kept_xml(self.root, name)
+        domain = ET.fromstring(xml)
+        mac = domain.find("devices/interface/mac")
+        return Running(
+            name=name,
+            uuid=domain.findtext("uuid", ""),
+            mac="" if mac is None else mac.attrib["address"],
+            uri=self.uri,
+            log=log_path(xml),
+            shell=shell_path(xml),
+        )
 
     def xml(self, name: str) -> str:
         """The live XML; only while no other process has the root open."""

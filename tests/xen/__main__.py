@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.lab.disk import disk_guest_files
 from tests.lab.initramfs import PROJECT, guest_files
 from tests.lab.packages import PackageUnavailable
 from tests.xen.image import dom0_files
@@ -68,9 +69,11 @@ async def _boot(disks: Disks, say: Callable[[str], None], *, shell: bool, suite:
 
 def _fill(given: tarfile.TarFile, run: str) -> None:
     """What dom0 gets: this tree as git sees it, the wheels, the guests' files, and what to run."""
-    guest = guest_files()
+    guest, disk_guest = guest_files(), disk_guest_files()
     given.add(guest.kernel, "guest/vmlinuz")
     given.add(guest.initramfs, "guest/initramfs.gz")
+    given.add(disk_guest.boot.initramfs, "guest/disk-initramfs.gz")
+    given.add(disk_guest.image, "guest/root.ext4")
     given.add(fetch_wheels(), "wheels")
     for name in _tracked():
         given.add(PROJECT / name, f"provisiond/{name}")

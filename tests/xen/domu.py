@@ -19,9 +19,21 @@ KERNEL_WORDS = (
 
 def domu_xml(guest: Guest, *, files: GuestFiles) -> str:
     """The definition for `virDomainDefineXML`; its interface is on the bridge of dom0."""
+    domain = _domain(guest, files)
+    _text(domain, "uuid", guest.uuid)
+    for nic in domain.iterfind("devices/interface"):
+        ET.SubElement(nic, "mac", address=guest.mac)
+    return _xml(domain)
+
+
+def domu_template_xml(model: Guest, *, files: GuestFiles) -> str:
+    """An operator's template for PV guests like `model`: no UUID, no MAC, no disk of its own."""
+    return _xml(_domain(model, files))
+
+
+def _domain(guest: Guest, files: GuestFiles) -> ET.Element:
     domain = ET.Element("domain", type="xen")
     _text(domain, "name", guest.name)
-    _text(domain, "uuid", guest.uuid)
     _text(domain, "memory", str(MEMORY_MIB), unit="MiB")
     _text(domain, "vcpu", "1")
     boot = ET.SubElement(domain, "os")
@@ -33,10 +45,13 @@ def domu_xml(guest: Guest, *, files: GuestFiles) -> str:
         _text(domain, f"on_{event}", action)
     devices = ET.SubElement(domain, "devices")
     nic = ET.SubElement(devices, "interface", type="bridge")
-    ET.SubElement(nic, "mac", address=guest.mac)
     ET.SubElement(nic, "source", bridge=BRIDGE)
     console = ET.SubElement(devices, "console", type="pty")
     ET.SubElement(console, "target", type="xen", port="0")
+    return domain
+
+
+def _xml(domain: ET.Element) -> str:
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode")
 

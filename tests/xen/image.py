@@ -46,6 +46,7 @@ PACKAGES = (
     "python3-systemd",
     "python3-venv",
     "qemu-system-xen",
+    "qemu-utils",
     "systemd-sysv",
     "udev",
     "xen-system-amd64",

@@ -44,7 +44,7 @@ async def guests(service: Service) -> AsyncIterator[Guests]:
         for job_id in await service.job_ids():
             if job_id not in known:
                 job = await service.job(job_id)
-                _tell(job, started.domids.get(job["domain"], []))
+                _tell(job, started.domids.get(job["subject"], []))
         for name in started.domids:  # pytest shows it when the test failed
             log = CONSOLES / f"guest-{name}.log"
             text = log.read_text(errors="replace") if log.exists() else ""
@@ -69,7 +69,7 @@ async def impatient(_impatience: None) -> Service:
 def _tell(job: Json, domids: list[int]) -> None:
     """One job, for the transcript: every fact with its time."""
     numbers = ", then ".join(map(str, domids))
-    lines = [f"{job['domain']}: domid {numbers}, target {job['target']}, job {job['id']}"]
+    lines = [f"{job['subject']}: domid {numbers}, target {job['target']}, job {job['id']}"]
     lines += [
         f"    {event['at'][11:23]}  {event['state']:<17} {event['detail']}"
         for event in job["history"]

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tests.daemon.program import Json, request
-from tests.lab.console import Console, open_terminal_console
+from tests.lab.console import Console, open_console
 from tests.lab.domain import Guest, kernel_words
 from tests.xen.dom0 import host
 from tests.xen.dom0.service import ISO_FOLDER
@@ -55,10 +55,8 @@ def wanted(guest: Guest, *, address: int = 10, **changes: object) -> Json:
 @asynccontextmanager
 async def shell(guest: Guest) -> AsyncIterator[Console]:
     """A root shell in the guest."""
-    async with (
-        asyncio.timeout(SPEAK),
-        open_terminal_console(host.terminal(host.domid(guest))) as console,
-    ):
+    terminal = host.terminal(host.domid(guest))
+    async with asyncio.timeout(SPEAK), open_console(terminal) as console:
         yield console
 
 

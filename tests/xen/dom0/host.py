@@ -7,6 +7,7 @@ from pathlib import Path
 
 import libvirt
 
+from tests.lab.disk import DiskGuestFiles
 from tests.lab.domain import Guest
 from tests.lab.initramfs import GuestFiles
 from tests.xen.domu import BRIDGE, domu_xml
@@ -14,6 +15,10 @@ from tests.xen.domu import BRIDGE, domu_xml
 URI = "xen:///system"
 FILES = GuestFiles(
     kernel=Path("/laboratory/guest/vmlinuz"), initramfs=Path("/laboratory/guest/initramfs.gz")
+)
+DISK_FILES = DiskGuestFiles(
+    boot=GuestFiles(kernel=FILES.kernel, initramfs=Path("/laboratory/guest/disk-initramfs.gz")),
+    image=Path("/laboratory/guest/root.ext4"),
 )
 ADDRESS = "192.0.2.1/24"  # dom0's own on the bridge
 CONNECTED = "4"  # XenbusStateConnected (xen/include/public/io/xenbus.h)
