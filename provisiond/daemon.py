@@ -20,8 +20,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from provisiond import __version__, systemd
-from provisiond.api.messages import JobState
+from provisiond.api.replies import JobState
 from provisiond.api.server import create_app
+from provisiond.disk.bases import Bases
+from provisiond.disk.disks import Disks
+from provisiond.disk.vhd import tapdisk_available
 from provisiond.errors import (
     AlreadyRunning,
     HypervisorUnavailable,
@@ -31,14 +34,23 @@ from provisiond.errors import (
 )
 from provisiond.guest.channel import ChannelSignal
 from provisiond.guest.xenstore import XenstoreSignal
+from provisiond.inventory import Inventory
 from provisiond.iso.image import destroy_iso, prepare_folder
 from provisiond.job import Job
 from provisiond.metrics import Metrics
-from provisiond.plan import CHANNEL_NAME, is_job_id, iso_folder, plan_job
+from provisiond.plan import (
+    CHANNEL_NAME,
+    bases_folder,
+    disks_folder,
+    is_job_id,
+    iso_folder,
+    plan_job,
+)
 from provisiond.ports import GuestSignal
-from provisiond.provision import Limits, Tools
+from provisiond.process import MIB
 from provisiond.settings import Settings
 from provisiond.store import Store
+from provisiond.story import Limits, Tools
 from provisiond.supervisor import Supervisor
 from provisiond.threads import Threads
 from provisiond.virt.libvirt import Hypervisor
@@ -54,6 +66,10 @@ _BACKLOG = 128
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
 _ISO_THREADS = 2
+# Making a small file is mostly qemu-img's own start: more at once are not faster.
+_DISKS_AT_ONCE = 8
+# Images that are read or written whole: more would only share the disk.
+_IMAGES_AT_ONCE = 2
 # libvirt's restart of a rebooting Xen domain takes some 5 s, and longer on a busy host.
 _REBOOT_SECONDS = 60.0
 
@@ -82,6 +98,7 @@ async def serve(settings: Settings) -> None:
             app = create_app(
                 supervisor=supervisor,
                 store=store,
+                inventory=Inventory(tools),
                 hypervisor=hypervisor,
                 xenstore=xen.xenstore if xen else None,
                 metrics=metrics,
@@ -126,22 +143,46 @@ async def _opened(
     store = Store(settings.state_dir / "provisiond.sqlite")
     hypervisor = Hypervisor(uri, threads=_LIBVIRT_THREADS, xenstore=xen.xenstore if xen else None)
     iso_threads = Threads(size=_ISO_THREADS, name="iso")
+    reserve = settings.reserve_mib * MIB
+    bases = Bases(
+        bases_folder(settings.image_dir),
+        disks=disks_folder(settings.image_dir),
+        reserve=reserve,
+        max_chain=settings.max_chain,
+    )
+    disks = Disks(
+        bases,
+        disks_folder(settings.image_dir),
+        reserve=reserve,
+        max_chain=settings.max_chain,
+    )
     tools = Tools(
         store=store,
         hypervisor=hypervisor,
+        bases=bases,
+        disks=disks,
         iso_threads=iso_threads,
         runtime_dir=settings.runtime_dir,
+        image_dir=settings.image_dir,
+        template_dir=settings.template_dir,
         limits=Limits(
             ready=settings.ready_seconds,
             attach=settings.attach_seconds,
             detach=settings.detach_seconds,
         ),
         slots=asyncio.Semaphore(settings.max_jobs),
+        disk_slots=asyncio.Semaphore(_DISKS_AT_ONCE),
+        image_slots=asyncio.Semaphore(_IMAGES_AT_ONCE),
+        by_tapdisk=xen is not None and tapdisk_available(),
         open_signal=partial(_open_signal, hypervisor, xen, settings.runtime_dir),
         observe=metrics.observe,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(iso_threads.close)
+        stack.callback(bases.close)
+        stack.callback(disks.close)
+        bases.prepare()
+        disks.prepare()
         stack.push_async_callback(store.close)
         await store.open()
         stack.push_async_callback(hypervisor.close)
@@ -178,11 +219,14 @@ class _Xen:
 def _open_signal(
     hypervisor: Hypervisor, xen: _Xen | None, runtime_dir: Path, job: Job
 ) -> GuestSignal:
+    if job.domain_uuid is None:
+        raise ValueError(f"job {job.id} has no guest")
+    uuid = job.domain_uuid
     nonce = plan_job(job.id, runtime_dir=runtime_dir).nonce
     if xen is not None:
         return XenstoreSignal(
             nonce=nonce,
-            uuid=job.domain_uuid,
+            uuid=uuid,
             xenstore=xen.xenstore,
             domains=xen.domains,
             reboot_seconds=_REBOOT_SECONDS,
@@ -190,9 +234,9 @@ def _open_signal(
         )
 
     async def find_socket() -> Path:
-        path = (await hypervisor.live_xml(job.domain_uuid)).channel(CHANNEL_NAME)
+        path = (await hypervisor.live_xml(uuid)).channel(CHANNEL_NAME)
         if path is None:
-            raise NoGuestChannel(f"{job.domain}: the domain has no virtio channel {CHANNEL_NAME}")
+            raise NoGuestChannel(f"{job.subject}: the domain has no virtio channel {CHANNEL_NAME}")
         return path
 
     return ChannelSignal(nonce=nonce, find_socket=find_socket)
@@ -238,7 +282,7 @@ async def _tell_systemd(supervisor: Supervisor) -> None:
 def _only_one(state_dir: Path) -> Iterator[None]:
     """Hold the state directory; the kernel lets go of it when this process dies."""
     try:
-        state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StateUnwritable(f"cannot write in {state_dir}: {error.strerror}") from error

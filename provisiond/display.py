@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from provisiond.api.messages import (
+from provisiond.api.replies import (
+    BaseView,
+    DiskView,
     DomainView,
     ErrorReply,
     EventView,
@@ -25,6 +27,7 @@ SHORT_ID = 8  # digits of a job's id that a person is shown in a table
 _COLOURS = {JobState.SUCCEEDED: "green", JobState.FAILED: "red", JobState.UNDOING: "yellow"}
 _LEVEL_COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 _MINUTE = 60
+_NEXT_UNIT = 1024
 
 
 class _Console(Console):
@@ -56,6 +59,16 @@ def seconds(count: float) -> str:
     return f"{int(count) // _MINUTE}:{int(count) % _MINUTE:02}"
 
 
+def size(count: int) -> str:
+    """`count` bytes as a person reads them: 512 B, 8.0 MiB, 20.0 GiB."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < _NEXT_UNIT or unit == "TiB":
+            break
+        value /= _NEXT_UNIT
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
 def time_of_day(at: datetime) -> str:
     """The local time, to the millisecond."""
     return at.astimezone().strftime("%H:%M:%S.%f")[:-3]
@@ -78,14 +91,15 @@ def show_jobs(console: Console, jobs: Sequence[JobView]) -> None:
     rows = [
         (
             Text(job.id if whole else job.id[:SHORT_ID]),
-            Text(printable(job.domain)),
+            Text(job.kind),
+            Text(printable(job.subject)),
             Text(job.state, style=state_style(job.state)),
             Text(exact_time(job.created_at) if whole else _date_and_time(job.created_at)),
             Text("" if job.failure is None else job.failure.code),
         )
         for job in jobs
     ]
-    _show_rows(console, ("JOB", "DOMAIN", "STATE", "CREATED", "FAILURE"), rows)
+    _show_rows(console, ("JOB", "KIND", "SUBJECT", "STATE", "CREATED", "FAILURE"), rows)
 
 
 def show_domains(console: Console, domains: Sequence[DomainView]) -> None:
@@ -101,6 +115,59 @@ def show_domains(console: Console, domains: Sequence[DomainView]) -> None:
         for domain in domains
     ]
     _show_rows(console, ("DOMAIN", "ID", "STATE", "UUID", "JOB"), rows)
+
+
+def show_bases(console: Console, bases: Sequence[BaseView]) -> None:
+    """The golden bases."""
+    rows = [
+        (
+            Text(base.name),
+            Text(base.format),
+            Text(size(base.virtual_size)),
+            Text(size(base.file_size)),
+            Text(str(len(base.overlays))),
+            Text("as imported" if base.changed is None else printable(base.changed)),
+        )
+        for base in bases
+    ]
+    _show_rows(console, ("BASE", "FORMAT", "SIZE", "FILE", "OVERLAYS", "STATE"), rows)
+
+
+def show_base(console: Console, base: BaseView) -> None:
+    """All that is known of a base."""
+    facts = (
+        ("base", base.name),
+        ("file", base.path),
+        ("format", base.format),
+        ("size", f"{size(base.virtual_size)} ({base.virtual_size} bytes)"),
+        ("file size", size(base.file_size)),
+        ("SHA-256", base.sha256),
+        ("source", base.source),
+        ("parent", base.parent or "-"),
+        ("imported", exact_time(base.imported_at)),
+        ("immutable", "yes" if base.immutable else "no: its file system has no such flag"),
+        ("state", base.changed or "as imported"),
+        ("overlays", ", ".join(base.overlays) or "-"),
+    )
+    for name, value in facts:
+        line = Text.assemble((f"{name + ':':<14}", "bold"), printable(value))
+        console.print(line, soft_wrap=True)
+
+
+def show_disks(console: Console, disks: Sequence[DiskView]) -> None:
+    """The disks that provisiond made."""
+    rows = [
+        (
+            Text(disk.name),
+            Text(disk.format),
+            Text(size(disk.virtual_size)),
+            Text(size(disk.file_size)),
+            Text(printable(disk.base or "-")),
+            Text(printable(disk.domain or "-")),
+        )
+        for disk in disks
+    ]
+    _show_rows(console, ("DISK", "FORMAT", "SIZE", "FILE", "BASE", "DOMAIN"), rows)
 
 
 def _show_rows(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
@@ -140,15 +207,22 @@ def show_job(console: Console, job: JobView) -> None:
 
 def _facts(job: JobView) -> Iterator[tuple[str, str]]:
     yield "job", job.id
-    yield "domain", f"{job.domain} ({job.domain_uuid})"
+    yield "kind", job.kind
+    yield (
+        "subject",
+        job.subject if job.domain_uuid is None else f"{job.subject} ({job.domain_uuid})",
+    )
     yield "state", job.state + (" (cancel requested)" if job.cancel_requested else "")
     yield "request_id", job.request_id
-    yield "generation", str(job.generation)
+    if job.generation:
+        yield "generation", str(job.generation)
     yield "created", exact_time(job.created_at)
     yield ("ended" if job.state.ended else "updated"), exact_time(job.updated_at)
     yield "deadline", exact_time(job.deadline_at)
     if job.target is not None:
         yield "target", job.target
+    if job.disk is not None:
+        yield "disk", job.disk
     if job.iso_attached_seconds is not None:
         yield "attached for", seconds(job.iso_attached_seconds)
     if job.failure is not None:
@@ -189,7 +263,7 @@ def _show_event_of_job(console: Console, job: JobView, event: EventView) -> None
 def show_event(console: Console, event: EventView) -> None:
     """One line a fact: time, domain, state, what happened."""
     at = time_of_day(event.at) if console.is_terminal else exact_time(event.at)
-    line = Text(f"{at} {printable(event.domain)} ")
+    line = Text(f"{at} {printable(event.subject)} ")
     line.append(event.state, style=state_style(event.state))
     console.print(line.append(f" {printable(event.detail)}"), soft_wrap=True)
 

@@ -19,7 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from provisiond.api.client import ProvisiondClient
-from provisiond.api.messages import HealthView
+from provisiond.api.replies import HealthView
 from provisiond.errors import DaemonUnreachable, ProvisionError, SettingsError, ToolFailed
 from provisiond.iso.image import IN_MEMORY, file_system
 from provisiond.process import run

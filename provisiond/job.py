@@ -3,34 +3,63 @@
 Pure: nothing here reads a clock, a file or a socket. Times are Unix seconds.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from provisiond.api.messages import JobState
+from provisiond.api.replies import JobState
+from provisiond.api.requests import JobKind
 from provisiond.errors import GuestFailed, ProvisionError
 
 _S = JobState
+_Ways = Mapping[JobState, frozenset[JobState]]
 
-# The story in order, and the one way back. UNDOING may still turn into GUEST_CONFIGURED: the cancel
-# is a compare-and-set, and the guest may have won it. After GUEST_CONFIGURED nothing reverts.
-TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
-    {
-        _S.ACCEPTED: frozenset({_S.DISKS_CREATED, _S.UNDOING}),
-        _S.DISKS_CREATED: frozenset({_S.DOMAIN_STARTED, _S.UNDOING}),
-        _S.DOMAIN_STARTED: frozenset({_S.ISO_WRITTEN, _S.UNDOING}),
-        _S.ISO_WRITTEN: frozenset({_S.ISO_ATTACHED, _S.UNDOING}),
-        _S.ISO_ATTACHED: frozenset({_S.GUEST_CONFIGURED, _S.UNDOING}),
-        _S.GUEST_CONFIGURED: frozenset({_S.ISO_DETACHED}),
-        _S.ISO_DETACHED: frozenset({_S.SUCCEEDED}),
-        _S.SUCCEEDED: frozenset(),
-        _S.UNDOING: frozenset({_S.GUEST_CONFIGURED, _S.FAILED}),
-        _S.FAILED: frozenset(),
+
+def _ways(*way: JobState, undo: bool = False, irrevocable: JobState | None = None) -> _Ways:
+    """The way from state to state in order, and where it may fail: before `irrevocable`.
+
+    With `undo` a failure leads through UNDOING; else there is nothing to take back.
+    """
+    failure = _S.UNDOING if undo else _S.FAILED
+    last = way.index(irrevocable or way[-1])
+    ways = {
+        state: frozenset({to, failure} if number < last else {to})
+        for number, (state, to) in enumerate(itertools.pairwise(way))
     }
+    ends = {way[-1]: frozenset[JobState](), _S.FAILED: frozenset[JobState]()}
+    return ways | ends | ({_S.UNDOING: frozenset({_S.FAILED})} if undo else {})
+
+
+_PROVISION = (
+    _S.ACCEPTED,
+    _S.DISKS_CREATED,
+    _S.DOMAIN_STARTED,
+    _S.ISO_WRITTEN,
+    _S.ISO_ATTACHED,
+    _S.GUEST_CONFIGURED,
+    _S.ISO_DETACHED,
+    _S.SUCCEEDED,
 )
 
-_ORDER = list(TRANSITIONS)
+# The story of each kind in order, and its way back. A provisioning's UNDOING may still turn into
+# GUEST_CONFIGURED: the cancel is a compare-and-set, and the guest may have won it. After
+# GUEST_CONFIGURED nothing reverts.
+TRANSITIONS: Mapping[JobKind, _Ways] = MappingProxyType(
+    {
+        JobKind.PROVISION: {
+            **_ways(*_PROVISION, undo=True, irrevocable=_S.GUEST_CONFIGURED),
+            _S.UNDOING: frozenset({_S.GUEST_CONFIGURED, _S.FAILED}),
+        },
+        JobKind.DESTROY: _ways(
+            _S.ACCEPTED, _S.DOMAIN_REMOVED, _S.SUCCEEDED, irrevocable=_S.DOMAIN_REMOVED
+        ),
+        JobKind.CREATE_OVERLAY: _ways(_S.ACCEPTED, _S.DISKS_CREATED, _S.SUCCEEDED, undo=True),
+        JobKind.IMPORT_BASE: _ways(_S.ACCEPTED, _S.IMAGE_WRITTEN, _S.SUCCEEDED, undo=True),
+        JobKind.VERIFY_BASE: _ways(_S.ACCEPTED, _S.SUCCEEDED),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +91,18 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request and all that became of it; holds no secret, so it can be stored and shown."""
+    """One request and all that became of it; holds no secret, so it can be stored and shown.
+
+    `subject` is the name of what it works on, `works_on` the key under which no other unfinished
+    job may work on it ("domain web1", "base debian12"). `disk` is the file of a disk that it made.
+    """
 
     id: str
+    kind: JobKind
     request_id: str
-    domain: str
-    domain_uuid: str
+    subject: str
+    works_on: str
+    domain_uuid: str | None
     generation: int
     request: Mapping[str, Any]
     created_at: float
@@ -76,6 +111,7 @@ class Job:
     state: JobState = JobState.ACCEPTED
     cancel_requested: bool = False
     target: str | None = None
+    disk: str | None = None
     attached_at: float | None = None
     detached_at: float | None = None
     failure: Failure | None = None
@@ -86,7 +122,13 @@ class Job:
         """Whether the story has come to `state` or past it."""
         if self.state in (_S.UNDOING, _S.FAILED):
             return state in (_S.UNDOING, self.state)
-        return _ORDER.index(self.state) >= _ORDER.index(state)
+        way = list(TRANSITIONS[self.kind])
+        return state in way and way.index(self.state) >= way.index(state)
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether a way leads back from here: a failure, a cancel or a deadline still counts."""
+        return not TRANSITIONS[self.kind][self.state].isdisjoint((_S.UNDOING, _S.FAILED))
 
     @property
     def guest_has_won(self) -> bool:
@@ -100,7 +142,7 @@ class Event:
 
     seq: int
     job_id: str
-    domain: str
+    subject: str
     at: float
     state: JobState
     detail: str
@@ -111,6 +153,6 @@ def advance(job: Job, to: JobState, *, at: float, **facts: Any) -> Job:
 
     Raises ValueError where the story has no such step: a defect of ours, never the master's.
     """
-    if to not in TRANSITIONS[job.state]:
+    if to not in TRANSITIONS[job.kind][job.state]:
         raise ValueError(f"job {job.id}: no step leads from {job.state} to {to}")
     return replace(job, state=to, updated_at=at, **facts)

@@ -58,6 +58,14 @@ class Settings(BaseSettings):
     """Holds the config ISOs while they exist; must be on tmpfs."""
     allow_iso_on_disk: bool = False
     """Lets runtime_dir be on something else than tmpfs: secrets may then reach a disk."""
+    image_dir: AbsolutePath = Path("/var/lib/provisiond/images")
+    """Holds the golden bases (`bases/`) and the disks that stand on them (`disks/`)."""
+    template_dir: AbsolutePath = Path("/etc/provisiond/templates")
+    """Holds the operator's templates, libvirt domain XML: `default.xml` and others."""
+    reserve_mib: Annotated[int, Field(ge=0)] = 1024
+    """What is left free in image_dir: nothing is written there that would take of it."""
+    max_chain: Annotated[int, Field(ge=2, le=64)] = 4
+    """The most images that a disk's chain may have, itself and its lowest base included."""
     socket: SocketPath = DEFAULT_SOCKET
     """The HTTP API's Unix socket, mode 0660."""
     socket_group: str | None = None

@@ -14,40 +14,14 @@ from typing import ParamSpec, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from provisiond.api.messages import JobState
+from provisiond.api.replies import JobState
 from provisiond.errors import DomainBusy, RequestConflict, StateUnusable, StateUnwritable
 from provisiond.job import Event, Job
+from provisiond.schema import APPLICATION_ID, FROM_VERSION_1, SCHEMA, SCHEMA_VERSION
 from provisiond.threads import Threads
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-# Written into the file's header, so that a file of something else is never taken for ours.
-_APPLICATION_ID = 0x70726F76  # "prov"
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE jobs (
-    id TEXT PRIMARY KEY,
-    request_id TEXT NOT NULL UNIQUE,
-    domain_uuid TEXT NOT NULL,
-    generation INTEGER NOT NULL,
-    created_at REAL NOT NULL,
-    ended INTEGER NOT NULL,
-    cancel_requested INTEGER NOT NULL DEFAULT 0,
-    job TEXT NOT NULL
-) STRICT;
-CREATE UNIQUE INDEX one_unfinished_job_a_domain ON jobs (domain_uuid) WHERE NOT ended;
-CREATE INDEX newest_first ON jobs (created_at DESC);
-CREATE TABLE events (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    job_id TEXT NOT NULL REFERENCES jobs (id),
-    domain TEXT NOT NULL,
-    at REAL NOT NULL,
-    state TEXT NOT NULL,
-    detail TEXT NOT NULL
-) STRICT;
-CREATE INDEX history ON events (job_id, seq);
-"""
 
 _JOB = TypeAdapter(Job)
 
@@ -90,7 +64,7 @@ class Store:
 
     def _open(self) -> int:
         try:
-            self._file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
             _refuse_foreign(self._file)
             with self._file.open("ab"):
                 pass
@@ -110,8 +84,8 @@ class Store:
     async def insert(self, job: Job, detail: str) -> None:
         """Store a new job.
 
-        Raises RequestConflict where its request_id is taken, DomainBusy where its domain has an
-        unfinished job.
+        Raises RequestConflict where its request_id is taken, DomainBusy where another unfinished
+        job works on the same.
         """
         await self._write(self._insert, job, detail)
 
@@ -126,11 +100,13 @@ class Store:
     def _insert(self, connection: sqlite3.Connection, job: Job, detail: str) -> int:
         try:
             connection.execute(
-                "INSERT INTO jobs (id, request_id, domain_uuid, generation, created_at, ended, job)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO jobs"
+                " (id, request_id, works_on, domain_uuid, generation, created_at, ended, job)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     job.id,
                     job.request_id,
+                    job.works_on,
                     job.domain_uuid,
                     job.generation,
                     job.created_at,
@@ -141,7 +117,7 @@ class Store:
         except sqlite3.IntegrityError as error:
             if "jobs.request_id" in str(error):
                 raise RequestConflict(f"request_id {job.request_id} is taken") from error
-            raise DomainBusy(f"{job.domain}: another job is at work on it") from error
+            raise DomainBusy(f"{job.subject}: another job is at work on it") from error
         return _add_events(connection, job, [Fact(job.state, detail)])
 
     def _save(self, connection: sqlite3.Connection, job: Job, facts: Sequence[Fact]) -> int:
@@ -173,9 +149,16 @@ class Store:
         """All jobs that have not ended, oldest first."""
         return await self._jobs("WHERE NOT ended ORDER BY created_at")
 
-    async def unfinished_of(self, domain_uuid: str) -> Job | None:
-        """The one job at work on this domain."""
-        return _first(await self._jobs("WHERE domain_uuid = ? AND NOT ended", domain_uuid))
+    async def unfinished_on(self, works_on: str, domain_uuid: str | None) -> Job | None:
+        """A job at work on the same: under the same key, or on the same domain."""
+        query = "WHERE (works_on = ? OR domain_uuid = ?) AND NOT ended"
+        return _first(await self._jobs(query, works_on, domain_uuid))
+
+    async def of_domain(self, domain_uuid: str) -> list[Job]:
+        """The newest 100 jobs that worked on this domain, newest first."""
+        return await self._jobs(
+            "WHERE domain_uuid = ? ORDER BY created_at DESC LIMIT 100", domain_uuid
+        )
 
     async def newest(self, limit: int) -> list[Job]:
         """The newest jobs, newest first."""
@@ -222,10 +205,10 @@ class Store:
             self._following = False
             self._changed.notify_all()
 
-    async def _jobs(self, where: str, *values: str | int) -> list[Job]:
+    async def _jobs(self, where: str, *values: str | int | None) -> list[Job]:
         return await self._call(self._read_jobs, where, values)
 
-    def _read_jobs(self, where: str, values: Sequence[str | int]) -> list[Job]:
+    def _read_jobs(self, where: str, values: Sequence[str | int | None]) -> list[Job]:
         query = f"SELECT job, cancel_requested FROM jobs {where}"  # noqa: S608 - constants of ours
         rows = self._open_connection().execute(query, values).fetchall()
         return [self._parse_job(row[0], cancel_requested=bool(row[1])) for row in rows]
@@ -242,7 +225,7 @@ class Store:
 
     def _events_after(self, seq: int, job_id: str | None, limit: int) -> list[Event]:
         rows = self._open_connection().execute(
-            "SELECT seq, job_id, domain, at, state, detail FROM events"
+            "SELECT seq, job_id, subject, at, state, detail FROM events"
             " WHERE seq > ? AND (? IS NULL OR job_id = ?) ORDER BY seq LIMIT ?",
             (seq, job_id, job_id, limit),
         )
@@ -291,8 +274,8 @@ def _add_events(connection: sqlite3.Connection, job: Job, facts: Sequence[Fact])
     for fact in facts:
         at = job.updated_at if fact.at is None else fact.at
         cursor = connection.execute(
-            "INSERT INTO events (job_id, domain, at, state, detail) VALUES (?, ?, ?, ?, ?)",
-            (job.id, job.domain, at, fact.state.value, fact.detail),
+            "INSERT INTO events (job_id, subject, at, state, detail) VALUES (?, ?, ?, ?, ?)",
+            (job.id, job.subject, at, fact.state.value, fact.detail),
         )
         seq = cursor.lastrowid or seq
     return seq
@@ -308,7 +291,7 @@ def _refuse_foreign(file: Path) -> None:
     with file.open("rb") as opened:
         header = opened.read(100)
     application = int.from_bytes(header[68:72], "big")
-    if header and (header[:16] != b"SQLite format 3\0" or application != _APPLICATION_ID):
+    if header and (header[:16] != b"SQLite format 3\0" or application != APPLICATION_ID):
         raise StateUnusable(f"{file} is no state file of provisiond")
 
 
@@ -317,11 +300,13 @@ def _check_or_make_schema(connection: sqlite3.Connection, file: Path) -> None:
     if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
         # Before the change to WAL, so that the file is empty or whole whenever this is killed.
         connection.executescript(
-            f"BEGIN; PRAGMA application_id = {_APPLICATION_ID};"
-            f"PRAGMA user_version = {_SCHEMA_VERSION}; {_SCHEMA} COMMIT;"
+            f"BEGIN; PRAGMA application_id = {APPLICATION_ID};"
+            f"PRAGMA user_version = {SCHEMA_VERSION}; {SCHEMA} COMMIT;"
         )
     else:
         _check_file(connection, file)
+        if _version_of(connection) == 1:
+            connection.executescript(FROM_VERSION_1)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -329,14 +314,18 @@ def _check_or_make_schema(connection: sqlite3.Connection, file: Path) -> None:
 
 def _check_file(connection: sqlite3.Connection, file: Path) -> None:
     application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application != _APPLICATION_ID:
+    version = _version_of(connection)
+    if application != APPLICATION_ID:
         raise StateUnusable(f"{file} is no state file of provisiond")
-    if version != _SCHEMA_VERSION:
+    if version not in (1, SCHEMA_VERSION):
         raise StateUnusable(
-            f"{file} has schema version {version}, this provisiond knows {_SCHEMA_VERSION}",
+            f"{file} has schema version {version}, this provisiond knows {SCHEMA_VERSION}",
             hint="Run the provisiond that wrote it, or move it away to start empty.",
         )
     verdict = connection.execute("PRAGMA quick_check").fetchone()[0]
     if verdict != "ok":
         raise StateUnusable(f"{file} is corrupt: {verdict}")
+
+
+def _version_of(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])

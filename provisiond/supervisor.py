@@ -8,35 +8,45 @@ import secrets
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
-from provisiond.api.messages import GuestConfig, ProvisionRequest
+from pydantic import SecretStr
+
+from provisiond.admission import Admission, Subject
+from provisiond.api.guest_config import GuestConfig
+from provisiond.api.requests import JobKind, ProvisionRequest, Request
+from provisiond.base_jobs import ImportingBase, VerifyingBase
+from provisiond.destroy import Destroying
 from provisiond.errors import (
-    DiskStillAttached,
-    DomainBusy,
-    DomainNotRunning,
     JobEnded,
     JobNotFound,
-    NoFreeTarget,
-    NoGuestChannel,
+    ProvisionError,
     RequestConflict,
     ShuttingDown,
     TooManyJobs,
     Unforeseen,
 )
 from provisiond.job import Job
+from provisiond.overlay_job import CreatingOverlay
 from provisiond.password import hash_password
-from provisiond.plan import CHANNEL_NAME, iso_folder
-from provisiond.provision import Provisioning, Tools, pauses
-from provisiond.virt.libvirt import Domain
-from provisiond.virt.xml import DomainXml, free_targets
+from provisiond.provision import Provisioning
+from provisiond.story import Story, Tools, journal_fields, pauses
 
 log = logging.getLogger(__name__)
 
 _REMEMBERED_REQUESTS = 10_000
+# Reading or writing a whole image takes as long as the disk takes.
+_IMAGE_DEADLINE_SECONDS = 86400.0
+
+_STORIES: Mapping[JobKind, Callable[[Job, Tools], Story]] = {
+    JobKind.DESTROY: Destroying,
+    JobKind.CREATE_OVERLAY: CreatingOverlay,
+    JobKind.IMPORT_BASE: ImportingBase,
+    JobKind.VERIFY_BASE: VerifyingBase,
+}
 
 
 class Supervisor:
@@ -46,11 +56,12 @@ class Supervisor:
         self._tools = tools
         self._deadline_seconds = deadline_seconds
         self._max_unfinished = max_unfinished
-        self._stories: dict[str, Provisioning] = {}
+        self._stories: dict[str, Story] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._submitting = asyncio.Lock()
         self._requests = _RequestMemory()
+        self._admission = Admission(tools)
 
     @property
     def unfinished(self) -> int:
@@ -69,7 +80,7 @@ class Supervisor:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             for job in left:
-                log.info("%s: resumed in %s", job.domain, job.state, extra=_fields(job))
+                log.info("%s: resumed in %s", job.subject, job.state, extra=journal_fields(job))
                 self._start(job, None)
             try:
                 yield
@@ -79,27 +90,28 @@ class Supervisor:
                     task.cancel()
 
     # ------------------------------------------------------------ requests
-    async def submit(self, request: ProvisionRequest) -> tuple[Job, bool]:
+    async def submit(self, request: Request) -> tuple[Job, bool]:
         """The job of this request, and whether it is new.
 
-        Raises RequestConflict, DomainNotFound, DomainNotRunning, DomainBusy, NoGuestChannel,
-        NoFreeTarget, TooManyJobs, ShuttingDown or HypervisorUnavailable; then nothing was done.
+        Raises RequestConflict, TooManyJobs, ShuttingDown, HypervisorUnavailable, or what admission
+        refuses; then nothing was done.
         """
         if (known := await self._known(request)) is not None:
             return known, False
         try:
-            domain = await self._usable_domain(request)
-        except (DomainBusy, DiskStillAttached, NoFreeTarget):
+            job_id = uuid.uuid4().hex
+            subject = await self._admission.admit(request, job_id=job_id)
+        except ProvisionError:
             if (known := await self._known(request)) is None:
                 raise
             return known, False  # the same request was accepted while this one was looked at
-        config = await self._with_hash(request.config)
+        config = await _with_hash(request)
         async with self._submitting:
             if (known := await self._known(request)) is not None:
                 return known, False
             if self.full:
                 raise TooManyJobs(f"{len(self._stories)} jobs are unfinished, which is the limit")
-            job = await self._new_job(request, domain)
+            job = await self._new_job(request, subject, job_id)
             if self._tasks is None:
                 raise ShuttingDown("provisiond is stopping")
             self._requests.remember(job.id, request)
@@ -116,8 +128,8 @@ class Supervisor:
         if job is None:
             raise JobNotFound(f"no job has the id {job_id}")
         story = self._stories.get(job_id)
-        if story is None or job.guest_has_won:
-            raise JobEnded(f"{job.domain}: job {job.id} is {job.state} and cannot be cancelled")
+        if story is None or not job.may_fail:
+            raise JobEnded(f"{job.subject}: job {job.id} is {job.state} and cannot be cancelled")
         await self._tools.store.request_cancel(job_id)
         story.cancel()
         return replace(story.job, cancel_requested=True)
@@ -128,7 +140,12 @@ class Supervisor:
             (s.job.id for s in self._stories.values() if s.job.domain_uuid == domain_uuid), None
         )
 
-    async def _known(self, request: ProvisionRequest) -> Job | None:
+    def progress_of(self, job_id: str) -> tuple[str, float] | None:
+        """What a job's long work is, and how far it has come (0 to 1)."""
+        story = self._stories.get(job_id)
+        return None if story is None else story.progress
+
+    async def _known(self, request: Request) -> Job | None:
         job = await self._tools.store.find_request(request.request_id)
         if job is not None:
             same = job.request == request.public() and self._requests.matches(job.id, request)
@@ -138,69 +155,44 @@ class Supervisor:
                 )
         return job
 
-    async def _usable_domain(self, request: ProvisionRequest) -> Domain:
-        domain = await self._tools.hypervisor.find(request.domain)
-        if domain.domid is None:
-            raise DomainNotRunning(f"{domain.name}: the domain is {domain.state}")
-        if domain.state == "paused":
-            hint = "Resume it, then ask again: a paused guest cannot answer."
-            raise DomainNotRunning(f"{domain.name}: the domain is paused", hint=hint)
-        if (busy := await self._tools.store.unfinished_of(domain.uuid)) is not None:
-            raise DomainBusy(f"{domain.name}: job {busy.id} is at work on it ({busy.state})")
-        live = await self._tools.hypervisor.live_xml(domain.uuid)
-        _refuse_mute(live)
-        self._refuse_left_iso(live)
-        if request.target is not None and request.target not in free_targets(live):
-            raise NoFreeTarget(
-                f"{domain.name}: the target {request.target} is taken, or is none that the config "
-                "ISO may take there",
-                hint="Leave target out, and provisiond picks a free one.",
-            )
-        return domain
-
-    def _refuse_left_iso(self, live: DomainXml) -> None:
-        """Refuse where another config ISO is attached: the guest might read that one."""
-        folder = iso_folder(self._tools.runtime_dir)
-        for disk in live.disks:
-            if disk.source is not None and disk.source.parent == folder:
-                raise DiskStillAttached(
-                    f"{live.name}: the config ISO of an unknown job is attached as {disk.target}",
-                    hint=f"Take it away: virsh detach-disk {live.name} {disk.target} --live",
-                )
-
-    async def _with_hash(self, config: GuestConfig) -> GuestConfig:
-        if config.password is None:
-            return config
-        hashed = await asyncio.to_thread(hash_password, config.password)
-        return config.with_password_hash(hashed)
-
-    async def _new_job(self, request: ProvisionRequest, domain: Domain) -> Job:
+    async def _new_job(self, request: Request, subject: Subject, job_id: str) -> Job:
         now = time.time()
-        last = await self._tools.store.last_generation(domain.uuid)
+        default = self._deadline_seconds
+        if request.kind in (JobKind.IMPORT_BASE, JobKind.VERIFY_BASE):
+            default = _IMAGE_DEADLINE_SECONDS
         return Job(
-            id=uuid.uuid4().hex,
+            id=job_id,
+            kind=request.kind,
             request_id=request.request_id,
-            domain=domain.name,
-            domain_uuid=domain.uuid,
-            # The clock's seconds, so that a guest which comes from another host has a lower one.
-            generation=request.generation or max(last + 1, int(now)),
+            subject=subject.name,
+            works_on=subject.works_on,
+            domain_uuid=subject.domain_uuid,
+            generation=await self._generation(request, subject, now),
             request=request.public(),
             created_at=now,
             updated_at=now,
-            deadline_at=now + (request.deadline_seconds or self._deadline_seconds),
+            deadline_at=now + (request.deadline_seconds or default),
+            disk=subject.disk,
         )
+
+    async def _generation(self, request: Request, subject: Subject, now: float) -> int:
+        if not isinstance(request, ProvisionRequest) or subject.domain_uuid is None:
+            return 0
+        last = await self._tools.store.last_generation(subject.domain_uuid)
+        # The clock's seconds, so that a guest which comes from another host has a lower one.
+        return request.generation or max(last + 1, int(now))
 
     # ------------------------------------------------------------ tasks
     def _start(self, job: Job, config: GuestConfig | None) -> None:
         if self._tasks is None:
             raise ShuttingDown("provisiond is stopping")
-        story = Provisioning(job, config, self._tools)
+        story = _story_of(job, config, self._tools)
         self._stories[job.id] = story
         task = self._tasks.create_task(self._run(story), name=f"job {job.id}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _run(self, story: Provisioning) -> None:
+    async def _run(self, story: Story) -> None:
         """A story is never dropped before its job has ended, whatever it raises."""
         bring_on: Callable[[], Awaitable[None]] = story.run
         try:
@@ -209,10 +201,10 @@ class Supervisor:
                     await bring_on()
                     return
                 except Exception as error:
-                    domain, fields = story.job.domain, _fields(story.job)
-                    log.exception("%s: unforeseen error", domain, extra=fields)
+                    subject, fields = story.job.subject, journal_fields(story.job)
+                    log.exception("%s: unforeseen error", subject, extra=fields)
                     bring_on = partial(
-                        story.give_up, Unforeseen(f"{domain}: {type(error).__name__}")
+                        story.give_up, Unforeseen(f"{subject}: {type(error).__name__}")
                     )
                 await asyncio.sleep(pause)
         finally:
@@ -231,28 +223,40 @@ class _RequestMemory:
         self._key = secrets.token_bytes(32)
         self._digests: OrderedDict[str, bytes] = OrderedDict()
 
-    def remember(self, job_id: str, request: ProvisionRequest) -> None:
+    def remember(self, job_id: str, request: Request) -> None:
         self._digests[job_id] = self._digest(request)
         if len(self._digests) > _REMEMBERED_REQUESTS:
             self._digests.popitem(last=False)
 
-    def matches(self, job_id: str, request: ProvisionRequest) -> bool:
+    def matches(self, job_id: str, request: Request) -> bool:
         known = self._digests.get(job_id)
         return known is None or hmac.compare_digest(known, self._digest(request))
 
-    def _digest(self, request: ProvisionRequest) -> bytes:
+    def _digest(self, request: Request) -> bytes:
         found = hmac.new(self._key, digestmod=hashlib.sha256)
-        for secret in (request.config.password, request.config.password_hash):
+        for secret in _secrets_of(request):
             value = b"" if secret is None else secret.get_secret_value().encode()
             found.update(len(value).to_bytes(4, "big") + value)
         return found.digest()
 
 
-def _refuse_mute(live: DomainXml) -> None:
-    """Refuse a domain whose guest has no way to say done. A Xen guest has xenstore."""
-    if not live.is_xen and live.channel(CHANNEL_NAME) is None:
-        raise NoGuestChannel(f"{live.name}: the domain has no virtio channel {CHANNEL_NAME}")
+def _secrets_of(request: Request) -> tuple[SecretStr | None, ...]:
+    if not isinstance(request, ProvisionRequest):
+        return ()
+    return request.config.password, request.config.password_hash
 
 
-def _fields(job: Job) -> dict[str, str]:
-    return {"JOB_ID": job.id, "DOMAIN": job.domain}
+async def _with_hash(request: Request) -> GuestConfig | None:
+    """The configuration that a request has, with its clear password replaced by the hash."""
+    if not isinstance(request, ProvisionRequest):
+        return None
+    if request.config.password is None:
+        return request.config
+    hashed = await asyncio.to_thread(hash_password, request.config.password)
+    return request.config.with_password_hash(hashed)
+
+
+def _story_of(job: Job, config: GuestConfig | None, tools: Tools) -> Story:
+    if job.kind is JobKind.PROVISION:
+        return Provisioning(job, config, tools)
+    return _STORIES[job.kind](job, tools)

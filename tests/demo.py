@@ -1,4 +1,4 @@
-"""`make demo`: the real daemon provisions a real guest, and everything it claims is checked.
+"""`make demo`: the real daemon makes and provisions a real guest; all that it claims is checked.
 
 Nothing is simulated: libvirt's QEMU driver runs inside provisiond (qemu:///embed), QEMU boots
 Debian's cloud kernel with a busybox root and the real guest script, and provisionctl asks for the
@@ -14,16 +14,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from passlib.hash import sha512_crypt
 
+from provisiond.disk.folder import make_mutable
 from provisiond.virt.kvm import probe_kvm
 from tests.daemon.program import Daemon
 from tests.lab.console import Console, open_console
+from tests.lab.disk import disk_guest_files
+from tests.lab.domain import Guest, template_xml
+from tests.lab.embed import lab_folder, prepare_root
 from tests.lab.fixtures import TMPFS
-from tests.lab.initramfs import guest_files
-from tests.lab.program import Lab, Running
+from tests.lab.program import Lab
 
 PROVISIONCTL = Path(sys.executable).with_name("provisionctl")
 # A guest boots in under a second where KVM works; where it does not, it may just stay silent.
@@ -31,6 +34,8 @@ KVM_PROBE_SECONDS = 3
 GUEST_SECONDS = 120
 ADDRESS = "10.0.2.15/24"
 GATEWAY = "10.0.2.2"
+NAME = "web1"
+BASE = "tiny"
 HOST_NAME = "web1.example.org"
 
 
@@ -50,53 +55,69 @@ def main() -> None:
 
 
 async def _demo(folder: Path, password: str) -> str:
-    files = guest_files()
-    kvm = await probe_kvm(files.kernel, within=KVM_PROBE_SECONDS)
-    accelerator = "kvm" if kvm.works else "qemu"
-    _say(f"booting a guest with {'KVM' if kvm.works else f'TCG (KVM: {kvm.reason})'}")
-    lab = Lab(root=folder / "libvirt", files=files)
+    files = disk_guest_files()
+    kvm = await probe_kvm(files.boot.kernel, within=KVM_PROBE_SECONDS)
+    accelerator: Literal["qemu", "kvm"] = "kvm" if kvm.works else "qemu"
+    _say(f"guests run with {'KVM' if kvm.works else f'TCG (KVM: {kvm.reason})'}")
+    lab = Lab(root=folder / "libvirt", files=files.boot)
+    prepare_root(lab.root)
     daemon = Daemon(folder / "provisiond", {"libvirt_uri": lab.uri})
-    daemon.folder.mkdir()
+    daemon.template_dir.mkdir(parents=True)
+    model = Guest("template", accelerator=accelerator)
+    template = template_xml(model, files=files.boot, folder=lab_folder(lab.root))
+    (daemon.template_dir / "default.xml").write_text(template)
     try:
-        (guest,) = lab.start("--accelerator", accelerator)
         await daemon.start()
-        _say(f"provisiond serves on {daemon.socket}; asking it for {guest.name}:")
+        _say(f"provisiond serves on {daemon.socket}; a golden base for it:")
+        imported = ("base", "import", BASE, files.image, "--source-format", "raw")
+        await _provisionctl(daemon, *imported)
+        _say("and a guest out of that base, by one request:")
         started = time.monotonic()
-        job_id = await _provision(daemon, guest, password)
+        job = await _create(daemon, password)
         seconds = time.monotonic() - started
-        job = await daemon.job(job_id)
+        guest = lab.running(NAME)
         async with asyncio.timeout(GUEST_SECONDS), open_console(guest.shell) as console:
             hashed = await _check_guest(console, password)
+        await _provisionctl(daemon, "base", "verify", BASE)
+        print("  the base is unchanged, as its hash says")
         await daemon.stop()
         _check_host(folder, daemon, lab, job)
         _check_secrets(folder, password=password, hashed=hashed)
     finally:
         await daemon.kill()
         lab.destroy()
+        for path in daemon.image_dir.glob("bases/*"):
+            make_mutable(path)
     return (
-        f"demo: provisioned {guest.name} in {seconds:.1f} s; config ISO attached for "
+        f"demo: created and provisioned {NAME} in {seconds:.1f} s; config ISO attached for "
         f"{job['iso_attached_seconds']:.1f} s, now detached and destroyed"
     )
 
 
-async def _provision(daemon: Daemon, guest: Running, password: str) -> str:
-    """`provisionctl provision … --wait`, as a person would type it; the id of its job."""
-    argv: tuple[str | Path, ...] = (
-        *(PROVISIONCTL, "--socket", daemon.socket),
-        *("provision", guest.name),
+async def _create(daemon: Daemon, password: str) -> dict[str, Any]:
+    """`provisionctl create … --wait`, as a person would type it; its job."""
+    await _provisionctl(
+        daemon,
+        *("create", NAME),
+        *("--base", BASE),
         *("--ip", ADDRESS),
         *("--gateway", GATEWAY),
         *("--hostname", HOST_NAME),
         "--password-stdin",
         "--wait",
+        stdin=password.encode() + b"\n",
     )
-    print("$ provisionctl", *argv[3:], flush=True)
+    jobs = (await daemon.get("/v1/jobs")).json()["jobs"]
+    return await daemon.job(jobs[0]["id"])
+
+
+async def _provisionctl(daemon: Daemon, *words: str | Path, stdin: bytes = b"") -> None:
+    print("$ provisionctl", *words, flush=True)
+    argv: tuple[str | Path, ...] = (PROVISIONCTL, "--socket", daemon.socket, *words)
     process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.PIPE)
-    await process.communicate(password.encode() + b"\n")
+    await process.communicate(stdin)
     if process.returncode != 0:
         raise DemoFailed(f"provisionctl ended with {process.returncode}\n{daemon.log.read_text()}")
-    ((only,),) = [(await daemon.get("/v1/jobs")).json()["jobs"]]
-    return str(only["id"])
 
 
 async def _check_guest(console: Console, password: str) -> str:
@@ -133,9 +154,9 @@ def _check_host(folder: Path, daemon: Daemon, lab: Lab, job: dict[str, Any]) -> 
     if any(daemon.iso_folder.iterdir()):
         raise DemoFailed(f"{daemon.iso_folder} is not empty")
     print(f"  {daemon.iso_folder} is empty")
-    if ".iso" in lab.xml(job["domain"]):
+    if ".iso" in lab.xml(NAME):
         raise DemoFailed("the config ISO still stands in the domain's live XML")
-    print(f"  no disk of ours stands in the live XML of {job['domain']}")
+    print(f"  no config ISO stands in the live XML of {NAME}")
     proof = job["proof"]
     if not all(held for name, held in proof.items() if name != "at"):
         raise DemoFailed(f"the job's proof does not hold: {proof}")

@@ -25,7 +25,11 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from provisiond.api.messages import (
+from provisiond.api.replies import (
+    BaseList,
+    BaseView,
+    DiskList,
+    DiskView,
     DomainList,
     DomainView,
     ErrorReply,
@@ -34,8 +38,8 @@ from provisiond.api.messages import (
     HealthView,
     JobList,
     JobView,
-    ProvisionRequest,
 )
+from provisiond.api.requests import ProvisionRequest, Request
 from provisiond.errors import DaemonUnreachable, ProvisionError, ReplyLost
 from provisiond.settings import DEFAULT_SOCKET
 
@@ -96,6 +100,12 @@ class ProvisiondClient:
             trust_env=False,
         )
 
+    def another(self, *, reply_seconds: float) -> "ProvisiondClient":
+        """A client for the same provisiond, for another thread."""
+        return ProvisiondClient(
+            self._socket, reply_seconds=reply_seconds, away_seconds=self._away_seconds
+        )
+
     def __enter__(self) -> Self:
         return self
 
@@ -107,13 +117,13 @@ class ProvisiondClient:
         self._http.close()
 
     # ------------------------------------------------------------ jobs
-    def submit(self, request: ProvisionRequest | Mapping[str, Any]) -> JobView:
-        """Ask for a guest; returns at once with the accepted job.
+    def submit(self, request: Request | Mapping[str, Any]) -> JobView:
+        """Ask for a job of any kind; returns at once with the accepted job.
 
         A mapping is sent as it is, and the daemon judges it. Where the reply was lost
         (ReplyLost), ask again with the same request_id: the same job is returned.
         """
-        body = _body_of(request) if isinstance(request, ProvisionRequest) else request
+        body = request if isinstance(request, Mapping) else _body_of(request)
         # httpx would refuse by itself what has no UTF-8 (lone surrogates) or is no number (NaN).
         content = json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
@@ -197,6 +207,26 @@ class ProvisiondClient:
         """All domains of the host, by name."""
         return self._ask(DomainList, "GET", "/v1/domains").domains
 
+    def bases(self) -> list[BaseView]:
+        """The golden bases, by name."""
+        return self._ask(BaseList, "GET", "/v1/bases").bases
+
+    def base(self, name: str) -> BaseView:
+        """One golden base."""
+        return self._ask(BaseView, "GET", f"/v1/bases/{_quoted(name)}")
+
+    def remove_base(self, name: str) -> None:
+        """Remove a base that nothing stands on."""
+        self._delete(f"/v1/bases/{_quoted(name)}")
+
+    def disks(self) -> list[DiskView]:
+        """The disks that provisiond made, by name."""
+        return self._ask(DiskList, "GET", "/v1/disks").disks
+
+    def remove_disk(self, name: str) -> None:
+        """Remove a disk that no domain has."""
+        self._delete(f"/v1/disks/{_quoted(name)}")
+
     def health(self) -> HealthView:
         """Whether provisiond can take work; `ok` is False while libvirt is away."""
         with self._reaching():
@@ -213,6 +243,12 @@ class ProvisiondClient:
             raise _error_of(reply)
         return _parse(kind, reply.content)
 
+    def _delete(self, path: str) -> None:
+        with self._reaching():
+            reply = self._http.delete(path)
+        if not reply.is_success:
+            raise _error_of(reply)
+
     @contextmanager
     def _reaching(self) -> Iterator[None]:
         try:
@@ -222,9 +258,11 @@ class ProvisiondClient:
 
 
 # ---------------------------------------------------------------- what is sent
-def _body_of(request: ProvisionRequest) -> dict[str, Any]:
+def _body_of(request: Request) -> dict[str, Any]:
     """The request as JSON types with its secrets, which pydantic would print as stars."""
     body = request.public()
+    if not isinstance(request, ProvisionRequest):
+        return body
     for name in ("password", "password_hash"):
         secret = getattr(request.config, name)
         if isinstance(secret, SecretStr):
@@ -233,7 +271,11 @@ def _body_of(request: ProvisionRequest) -> dict[str, Any]:
 
 
 def _job_path(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='', errors='surrogateescape')}"
+    return f"/v1/jobs/{_quoted(job_id)}"
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="", errors="surrogateescape")
 
 
 # ---------------------------------------------------------------- what comes back

@@ -12,8 +12,6 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from dataclasses import asdict
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -24,35 +22,54 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
 from provisiond import __version__
-from provisiond.api.messages import (
+from provisiond.api.replies import (
+    BaseList,
+    BaseView,
+    DiskList,
     DomainList,
-    DomainView,
     ErrorReply,
-    EventView,
-    FailureView,
     FieldError,
     HealthView,
     JobList,
     JobView,
-    ProofView,
-    ProvisionRequest,
 )
+from provisiond.api.requests import UNKNOWN_KIND, JobKind
+from provisiond.api.requests import Request as JobRequest
+from provisiond.api.views import view_base, view_disk, view_domain, view_event, view_job
 from provisiond.errors import (
+    BaseChanged,
+    BaseExists,
+    BaseInUse,
+    BaseNotFound,
+    ChainTooDeep,
+    DiskExists,
+    DiskInUse,
+    DiskNotFound,
     DiskStillAttached,
     DomainBusy,
+    DomainExists,
     DomainNotFound,
     DomainNotRunning,
     HypervisorUnavailable,
+    ImageBusy,
+    ImageNotFound,
+    ImageRefused,
     JobEnded,
     JobNotFound,
     NoFreeTarget,
     NoGuestChannel,
+    NoSpace,
+    NotMadeHere,
     ProvisionError,
     RequestConflict,
     ShuttingDown,
+    SizeTooSmall,
     StateUnwritable,
+    TemplateUnusable,
     TooManyJobs,
+    VhdNeedsTapdisk,
 )
+from provisiond.inventory import Inventory
 from provisiond.job import Event, Job
 from provisiond.metrics import CONTENT_TYPE, Metrics
 from provisiond.store import Store
@@ -65,19 +82,39 @@ _MAX_BODY = 256 * 1024
 _MAX_FIELDS = 100  # of the refused ones, how many a reply names
 _RETRY_AFTER_SECONDS = "5"
 _STATUS: dict[type[ProvisionError], HTTPStatus] = {
-    DomainNotFound: HTTPStatus.NOT_FOUND,
-    JobNotFound: HTTPStatus.NOT_FOUND,
-    DiskStillAttached: HTTPStatus.CONFLICT,
-    DomainNotRunning: HTTPStatus.CONFLICT,
-    DomainBusy: HTTPStatus.CONFLICT,
-    NoGuestChannel: HTTPStatus.CONFLICT,
-    NoFreeTarget: HTTPStatus.CONFLICT,
-    RequestConflict: HTTPStatus.CONFLICT,
-    JobEnded: HTTPStatus.CONFLICT,
-    TooManyJobs: HTTPStatus.SERVICE_UNAVAILABLE,
-    ShuttingDown: HTTPStatus.SERVICE_UNAVAILABLE,
-    HypervisorUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
-    StateUnwritable: HTTPStatus.INSUFFICIENT_STORAGE,
+    **dict.fromkeys(
+        (BaseNotFound, DiskNotFound, DomainNotFound, ImageNotFound, JobNotFound),
+        HTTPStatus.NOT_FOUND,
+    ),
+    **dict.fromkeys(
+        (
+            BaseChanged,
+            BaseExists,
+            BaseInUse,
+            ChainTooDeep,
+            DiskExists,
+            DiskInUse,
+            DiskStillAttached,
+            DomainBusy,
+            DomainExists,
+            DomainNotRunning,
+            ImageBusy,
+            ImageRefused,
+            JobEnded,
+            NoFreeTarget,
+            NoGuestChannel,
+            NotMadeHere,
+            RequestConflict,
+            SizeTooSmall,
+            TemplateUnusable,
+            VhdNeedsTapdisk,
+        ),
+        HTTPStatus.CONFLICT,
+    ),
+    **dict.fromkeys(
+        (HypervisorUnavailable, ShuttingDown, TooManyJobs), HTTPStatus.SERVICE_UNAVAILABLE
+    ),
+    **dict.fromkeys((NoSpace, StateUnwritable), HTTPStatus.INSUFFICIENT_STORAGE),
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request is refused; nothing was done."},
@@ -89,11 +126,12 @@ def create_app(
     *,
     supervisor: Supervisor,
     store: Store,
+    inventory: Inventory,
     hypervisor: Hypervisor,
     xenstore: Xenstore | None,
     metrics: Metrics,
 ) -> FastAPI:
-    """The ASGI application over these four."""
+    """The ASGI application over these."""
     app = _Api(
         title="provisiond",
         version=__version__,
@@ -106,6 +144,7 @@ def create_app(
     _add_error_replies(app)
     _add_jobs(app, supervisor, store)
     _add_events(app, store)
+    _add_images(app, inventory)
     _add_host(app, supervisor, hypervisor, xenstore, metrics)
     return app
 
@@ -131,30 +170,31 @@ class _Api(FastAPI):
 # ---------------------------------------------------------------- jobs
 def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
     @app.post("/v1/jobs", status_code=HTTPStatus.ACCEPTED, tags=["jobs"])
-    async def submit(request: ProvisionRequest, response: Response) -> JobView:
-        """Provision a guest. The same request_id and body give the same job, with 200."""
+    async def submit(request: JobRequest, response: Response) -> JobView:
+        """Ask for a job of any kind. The same request_id and body give the same job, with 200."""
         job, is_new = await supervisor.submit(request)
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         if not is_new:
             response.status_code = HTTPStatus.OK
-        return _view_job(job)
+        return view_job(job)
 
     @app.get("/v1/jobs", tags=["jobs"])
     async def list_jobs(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> JobList:
         """The newest jobs, newest first."""
-        return JobList(jobs=[_view_job(job) for job in await store.newest(limit)])
+        return JobList(jobs=[view_job(job) for job in await store.newest(limit)])
 
     @app.get("/v1/jobs/{job_id}", tags=["jobs"])
     async def show(job_id: str) -> JobView:
         """One job with its history. A prefix of its id is enough where it is unique."""
         job = await find_job(store, job_id)
-        return _view_job(job, await store.events_after(0, job_id=job.id))
+        history = await store.events_after(0, job_id=job.id)
+        return view_job(job, history, supervisor.progress_of(job.id))
 
     @app.delete("/v1/jobs/{job_id}", status_code=HTTPStatus.ACCEPTED, tags=["jobs"])
     async def cancel(job_id: str) -> JobView:
         """Cancel a job: everything is undone, unless its guest is configured first."""
         job = await find_job(store, job_id)
-        return _view_job(await supervisor.cancel(job.id))
+        return view_job(await supervisor.cancel(job.id))
 
 
 async def find_job(store: Store, job_id: str) -> Job:
@@ -196,10 +236,37 @@ def _add_events(app: FastAPI, store: Store) -> None:
 
 
 def _sent_event(event: Event) -> ServerSentEvent:
-    return ServerSentEvent(id=str(event.seq), event=event.state.value, data=_view_event(event))
+    return ServerSentEvent(id=str(event.seq), event=event.state.value, data=view_event(event))
 
 
 # ---------------------------------------------------------------- the host
+def _add_images(app: FastAPI, inventory: Inventory) -> None:
+    @app.get("/v1/bases", tags=["images"])
+    async def bases() -> BaseList:
+        """The golden bases, by name."""
+        return BaseList(bases=[view_base(facts) for facts in await inventory.bases()])
+
+    @app.get("/v1/bases/{name}", tags=["images"])
+    async def base(name: str) -> BaseView:
+        """One golden base."""
+        return view_base(await inventory.base(name))
+
+    @app.delete("/v1/bases/{name}", status_code=HTTPStatus.NO_CONTENT, tags=["images"])
+    async def remove_base(name: str) -> None:
+        """Remove a base that nothing stands on."""
+        await inventory.remove_base(name)
+
+    @app.get("/v1/disks", tags=["images"])
+    async def disks() -> DiskList:
+        """The disks that provisiond made, by name."""
+        return DiskList(disks=[view_disk(facts) for facts in await inventory.disks()])
+
+    @app.delete("/v1/disks/{name}", status_code=HTTPStatus.NO_CONTENT, tags=["images"])
+    async def remove_disk(name: str) -> None:
+        """Remove a disk that no domain has."""
+        await inventory.remove_disk(name)
+
+
 def _add_host(
     app: FastAPI,
     supervisor: Supervisor,
@@ -211,7 +278,7 @@ def _add_host(
     async def domains() -> DomainList:
         """All domains of the host, by name."""
         found = [
-            DomainView(**asdict(domain), job_id=supervisor.job_at_work_on(domain.uuid))
+            view_domain(domain, job_id=supervisor.job_at_work_on(domain.uuid))
             for domain in await hypervisor.domains()
         ]
         return DomainList(domains=found)
@@ -237,43 +304,6 @@ def _add_host(
         """Prometheus' exposition format."""
         text = metrics.render(unfinished=supervisor.unfinished, connected=hypervisor.connected)
         return Response(text, media_type=CONTENT_TYPE)
-
-
-# ---------------------------------------------------------------- views
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _view_job(job: Job, history: Sequence[Event] | None = None) -> JobView:
-    attached_seconds = None
-    if job.attached_at is not None and job.detached_at is not None:
-        attached_seconds = round(job.detached_at - job.attached_at, 3)
-    proof = None
-    if job.proof is not None:
-        proof = ProofView(**(asdict(job.proof) | {"at": _time(job.proof.at)}))
-    return JobView(
-        id=job.id,
-        request_id=job.request_id,
-        domain=job.domain,
-        domain_uuid=job.domain_uuid,
-        state=job.state,
-        cancel_requested=job.cancel_requested,
-        created_at=_time(job.created_at),
-        updated_at=_time(job.updated_at),
-        deadline_at=_time(job.deadline_at),
-        generation=job.generation,
-        target=job.target,
-        iso_attached_seconds=attached_seconds,
-        failure=None if job.failure is None else FailureView(**asdict(job.failure)),
-        proof=proof,
-        request=dict(job.request),
-        guest_log=None if history is None else list(job.guest_log),
-        history=None if history is None else [_view_event(event) for event in history],
-    )
-
-
-def _view_event(event: Event) -> EventView:
-    return EventView(**(asdict(event) | {"at": _time(event.at)}))
 
 
 # ---------------------------------------------------------------- errors
@@ -332,6 +362,10 @@ def _reply(
 def _field_error(error: MutableMapping[str, Any]) -> FieldError:
     """The path of the field and the reason; never the input, which may be a secret."""
     whole, *parts = error["loc"]  # the first is "body", "query", "header" or "path"
+    if error["type"] == UNKNOWN_KIND:
+        parts = ["kind"]
+    elif parts and parts[0] in list(JobKind):  # which of the requests it was taken for
+        parts = parts[1:]
     if parts and isinstance(parts[0], int):  # no field: where in the body its JSON is broken
         parts = []
     path = ""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from provisiond.api.messages import GuestConfig, Interface
+from provisiond.api.guest_config import GuestConfig, Interface
 
 VOLUME_LABEL = "PROVISION"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from provisiond.disk.folder import make_mutable
 from tests.daemon.program import Daemon
 from tests.lab.fixtures import TMPFS
 from tests.lab.libvirtd import Libvirtd
@@ -17,6 +18,8 @@ def daemon_folder() -> Iterator[Path]:
     """A short folder on tmpfs for a daemon's own things."""
     with tempfile.TemporaryDirectory(prefix="pd-", dir=TMPFS) as folder:
         yield Path(folder)
+        for base in Path(folder).glob("images/bases/*"):  # immutable, so not even root removes it
+            make_mutable(base)
 
 
 @pytest.fixture

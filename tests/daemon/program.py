@@ -113,6 +113,14 @@ class Daemon(Api):
         return self.folder / "run/iso"
 
     @property
+    def image_dir(self) -> Path:
+        return self.folder / "images"
+
+    @property
+    def template_dir(self) -> Path:
+        return self.folder / "templates"
+
+    @property
     def state_file(self) -> Path:
         return self.folder / "state/provisiond.sqlite"
 
@@ -120,6 +128,9 @@ class Daemon(Api):
         settings = {
             "state_dir": str(self.folder / "state"),
             "runtime_dir": str(self.folder / "run"),
+            "image_dir": str(self.image_dir),
+            "template_dir": str(self.template_dir),
+            "reserve_mib": 16,
             "socket": str(self.socket),
             "log_level": "debug",
         } | self.settings

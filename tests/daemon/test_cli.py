@@ -16,14 +16,7 @@ import pytest_asyncio
 from passlib.hash import sha512_crypt
 from pydantic import TypeAdapter
 
-from provisiond.api.messages import (
-    DomainList,
-    ErrorReply,
-    EventView,
-    JobList,
-    JobState,
-    JobView,
-)
+from provisiond.api.replies import DomainList, ErrorReply, EventView, JobList, JobState, JobView
 from provisiond.doctor import Check, Level
 from tests.daemon.command import PASSWORD, PROVISIONCTL, TYPED, Command, Ended, end
 from tests.daemon.program import STORY, Daemon
@@ -234,7 +227,7 @@ async def test_watch_tells_of_every_job_until_ctrl_c(host: Host) -> None:
     while not reading.done():  # what happens before it has asked is not for it
         await host.undo(await host.ask(host.mute))
     event = EventView.model_validate_json(await reading)
-    assert event.domain == host.mute.name
+    assert event.subject == host.mute.name
     watching.send_signal(signal.SIGINT)
     said = await end(watching)
     assert (said.status, said.err) == (130, "")
@@ -472,7 +465,7 @@ async def test_lists_are_tables_on_a_terminal_and_lines_with_tabs_in_a_pipe(
     assert "\t" not in shown
     assert "\x1b[" in shown
     assert row[3] in shown
-    assert (await command.run("jobs")).out == "JOB\tDOMAIN\tSTATE\tCREATED\tFAILURE\n"
+    assert (await command.run("jobs")).out == "JOB\tKIND\tSUBJECT\tSTATE\tCREATED\tFAILURE\n"
     as_json = await command.run("jobs", "--json")
     assert JobList.model_validate_json(as_json.out).jobs == []
 

@@ -37,7 +37,7 @@ async def assert_nothing_is_left(daemon: Daemon, lab: Lab, job: Json) -> None:
     assert job["proof"]["disk_absent_from_live_xml"] is True
     assert job["proof"]["iso_file_absent"] is True
     await daemon.stop()
-    assert ".iso" not in lab.xml(job["domain"])
+    assert ".iso" not in lab.xml(job["subject"])
 
 
 async def test_a_guest_is_provisioned_and_nothing_of_the_secret_is_left(

@@ -65,7 +65,7 @@ def assert_nothing_is_left(daemon: Daemon, libvirtd: Libvirtd, job: Json) -> Non
     assert list(daemon.iso_folder.iterdir()) == []
     assert job["proof"]["disk_absent_from_live_xml"] is True
     assert job["proof"]["iso_file_absent"] is True
-    assert ".iso" not in libvirtd.xml(job["domain"])
+    assert ".iso" not in libvirtd.xml(job["subject"])
 
 
 async def test_a_guest_is_provisioned_whose_qemu_is_another_user(

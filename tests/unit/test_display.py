@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from provisiond.api.messages import (
+from provisiond.api.replies import (
     DomainView,
     ErrorReply,
     EventView,
@@ -18,6 +18,7 @@ from provisiond.api.messages import (
     JobView,
     ProofView,
 )
+from provisiond.api.requests import JobKind
 from provisiond.display import (
     printable,
     say,
@@ -41,12 +42,15 @@ def failed_job(text: str = "web1") -> JobView:
     """A job with everything that a job can have; `text` wherever a guest or libvirt wrote it."""
     later = AT + timedelta(seconds=65.4)
     event = EventView(
-        seq=1, job_id=JOB_ID, domain=text, at=later, state=JobState.UNDOING, detail=text
+        seq=1, job_id=JOB_ID, subject=text, at=later, state=JobState.UNDOING, detail=text
     )
     return JobView(
         id=JOB_ID,
         request_id="order-4711",
-        domain=text,
+        kind=JobKind.PROVISION,
+        subject=text,
+        disk=text,
+        progress=None,
         domain_uuid="5f3a0f5e-2a6b-4d5c-9d8e-0f6a1c2b3d4e",
         state=JobState.FAILED,
         cancel_requested=True,
@@ -91,7 +95,7 @@ def everything(text: str, *, terminal: bool) -> str:
     """All that can be shown, with `text` wherever somebody else's text may stand."""
     target, out = console(terminal=terminal)
     job = failed_job(text)
-    domain = DomainView(name=text, uuid="u", state="running", domid=3, job_id=None)
+    domain = DomainView(name=text, uuid="u", state="running", domid=3, job_id=None, made_here=True)
     refused = FieldError(field="config.ip", message=text)
     error = ErrorReply(title="t", status=422, code="c", message=text, hint=text, fields=[refused])
     show_job(target, job)
@@ -139,9 +143,10 @@ def test_in_a_pipe_a_row_is_a_line_with_tabs_and_nothing_is_cut() -> None:
     target, out = console(terminal=False)
     show_jobs(target, [failed_job("web" * 50)])
     head, row = out.getvalue().splitlines()
-    assert head.split("\t") == ["JOB", "DOMAIN", "STATE", "CREATED", "FAILURE"]
+    assert head.split("\t") == ["JOB", "KIND", "SUBJECT", "STATE", "CREATED", "FAILURE"]
     assert row.split("\t") == [
         JOB_ID,
+        "provision",
         "web" * 50,
         "FAILED",
         "2025-03-01T12:00:00.250Z",

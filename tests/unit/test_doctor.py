@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from provisiond.api.messages import HealthView
+from provisiond.api.replies import HealthView
 from provisiond.doctor import (
     Level,
     check_daemon,

@@ -3,7 +3,17 @@
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from tests.lab.domain import Guest, domain_xml, kernel_words
+import pytest
+
+from tests.lab.domain import (
+    Guest,
+    domain_xml,
+    kernel_words,
+    log_path,
+    shell_path,
+    template_log,
+    template_xml,
+)
 from tests.lab.initramfs import GuestFiles
 
 FILES = GuestFiles(kernel=Path("/boot/vmlinuz"), initramfs=Path("/boot/initramfs"))
@@ -50,3 +60,39 @@ def test_a_name_that_xml_does_not_like_stays_one_name() -> None:
     name = "a<b>&'\""
     xml = domain_xml(Guest(name), files=FILES, folder=Path("/lab"))
     assert ET.fromstring(xml).findtext("name") == name
+
+
+def test_a_template_has_the_devices_of_its_model_and_nothing_that_is_one_guests() -> None:
+    model = Guest("web1", channel=False, memory_mib=80)
+    xml = template_xml(model, files=FILES, folder=Path("/lab"))
+    domain = ET.fromstring(xml)
+    assert model.uuid not in xml
+    assert model.mac not in xml
+    assert domain.findtext("memory") == "80"
+    assert domain.find("devices/interface") is not None
+    assert domain.find("devices/channel") is None
+    with pytest.raises(ValueError, match="no serial port 1"):
+        shell_path(xml)
+    assert log_path(xml) == template_log(Path("/lab"))
+
+
+def test_the_bus_of_a_templates_root_disk_is_its_targets() -> None:
+    def root_disk(target: str | None) -> ET.Element | None:
+        xml = template_xml(Guest("any"), files=FILES, folder=Path("/lab"), target=target)
+        return ET.fromstring(xml).find("devices/disk/target")
+
+    vda, sda = root_disk("vda"), root_disk("sda")
+    assert vda is not None
+    assert sda is not None
+    assert (vda.get("bus"), sda.get("bus")) == ("virtio", "scsi")
+    assert root_disk(None) is None
+
+
+def test_a_shell_is_found_in_the_live_xml_of_a_template_and_of_a_guest() -> None:
+    own = domain_xml(Guest("web1"), files=FILES, folder=Path("/lab"))
+    assert shell_path(own) == Path("/lab/web1.shell")
+    live = ET.fromstring(template_xml(Guest("web1"), files=FILES, folder=Path("/lab")))
+    terminal = live.find("devices/serial[@type='pty']")
+    assert terminal is not None
+    ET.SubElement(terminal, "source", path="/dev/pts/7")  # as libvirt shows it
+    assert shell_path(ET.tostring(live, encoding="unicode")) == Path("/dev/pts/7")

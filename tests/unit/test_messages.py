@@ -12,17 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from provisiond.api.messages import (
-    MAX_KEY_BYTES,
-    DomainList,
-    ErrorReply,
-    EventView,
-    GuestConfig,
-    HealthView,
-    JobList,
-    JobView,
-    ProvisionRequest,
-)
+from provisiond.api.guest_config import MAX_KEY_BYTES, GuestConfig
+from provisiond.api.replies import DomainList, ErrorReply, EventView, HealthView, JobList, JobView
+from provisiond.api.requests import ProvisionRequest
 
 PASSWORD = "correct horse battery staple"
 HASH = "$6$saltsalt$" + "a" * 86

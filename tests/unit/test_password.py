@@ -7,7 +7,7 @@ import re
 import pytest
 from pydantic import SecretStr
 
-from provisiond.api.messages import MAX_PASSWORD_BYTES, GuestConfig
+from provisiond.api.guest_config import MAX_PASSWORD_BYTES, GuestConfig
 from provisiond.password import hash_password
 
 

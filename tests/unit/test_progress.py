@@ -4,14 +4,16 @@ from datetime import timedelta
 
 import pytest
 
-from provisiond.api.messages import EventView, JobState
+from provisiond.api.replies import EventView, JobState, ProgressView
+from provisiond.api.requests import JobKind
+from provisiond.job import TRANSITIONS
 from provisiond.progress import LiveView
 from tests.unit.test_display import AT, HOSTILE, JOB_ID, TAMED, console, failed_job
 
 
 def fact(state: JobState, *, after: float, detail: str = "so it is") -> EventView:
     at = AT + timedelta(seconds=after)
-    return EventView(seq=1, job_id=JOB_ID, domain="web1", at=at, state=state, detail=detail)
+    return EventView(seq=1, job_id=JOB_ID, subject="web1", at=at, state=state, detail=detail)
 
 
 def shown(view: LiveView) -> list[str]:
@@ -20,8 +22,8 @@ def shown(view: LiveView) -> list[str]:
     return out.getvalue().splitlines()
 
 
-def new_view(text: str = "web1") -> LiveView:
-    job = failed_job(text).model_copy(update={"state": JobState.ACCEPTED})
+def new_view(text: str = "web1", *, kind: JobKind = JobKind.PROVISION) -> LiveView:
+    job = failed_job(text).model_copy(update={"state": JobState.ACCEPTED, "kind": kind})
     return LiveView(job, spinner="line")
 
 
@@ -36,11 +38,23 @@ def test_every_fact_is_a_line_with_its_time_since_the_job_was_accepted() -> None
     assert "the guest configures itself" in doing
 
 
-@pytest.mark.parametrize("state", [state for state in JobState if not state.ended])
-def test_there_is_a_word_for_what_is_done_in_every_state(state: JobState) -> None:
-    view = new_view()
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [(kind, state) for kind in JobKind for state in TRANSITIONS[kind] if not state.ended],
+)
+def test_there_is_a_word_for_what_is_done_in_every_state(kind: JobKind, state: JobState) -> None:
+    view = new_view(kind=kind)
     view.add(fact(state, after=1))
     assert len(shown(view)) == 3
+
+
+def test_long_work_has_a_bar_with_its_name_and_how_far_it_is() -> None:
+    view = new_view(kind=JobKind.IMPORT_BASE)
+    view.add(fact(JobState.ACCEPTED, after=1))
+    view.progress = ProgressView(doing="converting", fraction=0.42)
+    *_, doing, bar = shown(view)
+    assert "converting" in doing
+    assert "42%" in bar
 
 
 def test_nothing_is_being_done_once_the_job_has_ended() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import os
 import signal
 import sqlite3
@@ -13,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
-from provisiond.api.messages import JobState
+from provisiond.api.replies import JobState
+from provisiond.api.requests import JobKind
 from provisiond.errors import DomainBusy, RequestConflict, StateUnusable, StateUnwritable
 from provisiond.job import Event, Failure, Job, Proof, advance
 from provisiond.store import Fact, Store
@@ -23,13 +26,19 @@ S = JobState
 SOON = 10.0  # seconds; far more than any of this takes
 
 
+def uuid_of(domain: int) -> str:
+    return f"00000000-0000-0000-0000-{domain:012x}"
+
+
 def job_of(number: int, *, domain: int | None = None, created_at: float = 1.0) -> Job:
     domain = number if domain is None else domain
     return Job(
         id=f"{number:032x}",
         request_id=f"r-{number}",
-        domain=f"web{domain}",
-        domain_uuid=f"00000000-0000-0000-0000-{domain:012x}",
+        kind=JobKind.PROVISION,
+        subject=f"web{domain}",
+        works_on=f"domain web{domain}",
+        domain_uuid=uuid_of(domain),
         generation=number,
         request={"request_id": f"r-{number}", "config": {"hostname": "web"}},
         created_at=created_at,
@@ -127,13 +136,13 @@ async def test_a_job_comes_back_as_it_was_stored(store: Store, file: Path) -> No
         (2, 6.0, S.UNDOING, "undoing"),
         (3, 6.0, S.FAILED, "undone"),
     ]
-    assert {(e.job_id, e.domain) for e in events} == {(job.id, "web1")}
+    assert {(e.job_id, e.subject) for e in events} == {(job.id, "web1")}
 
 
 async def test_what_is_not_there_is_none(store: Store) -> None:
     assert await store.find("0" * 32) is None
     assert await store.find_request("r-1") is None
-    assert await store.unfinished_of("x") is None
+    assert await store.unfinished_on("x", None) is None
     assert await store.last_generation("x") == 0
     assert await store.unfinished() == await store.newest(10) == []
     assert await store.events_after(0) == []
@@ -148,15 +157,15 @@ async def test_the_file_is_its_owners_alone(store: Store, file: Path) -> None:
 async def test_a_domain_has_one_unfinished_job(store: Store) -> None:
     first = job_of(1, domain=7)
     await store.insert(first, "x")
-    assert await store.unfinished_of(first.domain_uuid) == first
+    assert await store.unfinished_on(first.works_on, None) == first
     with pytest.raises(DomainBusy, match="web7"):
         await store.insert(job_of(2, domain=7), "x")
     await store.insert(job_of(3, domain=8), "x")
     await store.save(failed(first), [Fact(S.FAILED, "x")])
-    assert await store.unfinished_of(first.domain_uuid) is None
+    assert await store.unfinished_on(first.works_on, None) is None
     await store.insert(job_of(2, domain=7), "x")
     assert {job.generation for job in await store.unfinished()} == {2, 3}
-    assert await store.last_generation(first.domain_uuid) == 2
+    assert await store.last_generation(uuid_of(7)) == 2
 
 
 async def test_a_request_id_is_taken_for_ever(store: Store) -> None:
@@ -292,6 +301,78 @@ async def test_a_follower_hears_what_a_cancelled_caller_has_stored(store: Store)
     with pytest.raises(asyncio.CancelledError):
         await saving
     assert await following == [2]
+
+
+async def test_a_domain_that_was_renamed_still_has_one_unfinished_job(store: Store) -> None:
+    first = job_of(1, domain=7)
+    await store.insert(first, "x")
+    assert await store.unfinished_on("domain new", first.domain_uuid) == first
+    with pytest.raises(DomainBusy, match="new"):
+        await store.insert(
+            replace(job_of(2, domain=7), subject="new", works_on="domain new"), "never"
+        )
+
+
+async def test_jobs_without_a_domain_are_apart_from_each_other(store: Store) -> None:
+    jobs = [
+        replace(
+            job_of(number, created_at=number),
+            kind=kind,
+            subject="x",
+            works_on=f"{kind} x",
+            domain_uuid=None,
+        )
+        for number, kind in enumerate(JobKind)
+    ]
+    for job in jobs:
+        await store.insert(job, "x")
+    assert await store.unfinished() == jobs
+    with pytest.raises(DomainBusy, match="x: another job"):
+        await store.insert(replace(jobs[0], id="f" * 32, request_id="other"), "never")
+
+
+# ---------------------------------------------------------------- an older provisiond's file
+VERSION_1 = """
+PRAGMA application_id = 1886547830; PRAGMA user_version = 1; PRAGMA journal_mode = WAL;
+CREATE TABLE jobs (id TEXT PRIMARY KEY, request_id TEXT NOT NULL UNIQUE, domain_uuid TEXT NOT NULL,
+    generation INTEGER NOT NULL, created_at REAL NOT NULL, ended INTEGER NOT NULL,
+    cancel_requested INTEGER NOT NULL DEFAULT 0, job TEXT NOT NULL) STRICT;
+CREATE UNIQUE INDEX one_unfinished_job_a_domain ON jobs (domain_uuid) WHERE NOT ended;
+CREATE INDEX newest_first ON jobs (created_at DESC);
+CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL REFERENCES jobs (id), domain TEXT NOT NULL, at REAL NOT NULL,
+    state TEXT NOT NULL, detail TEXT NOT NULL) STRICT;
+CREATE INDEX history ON events (job_id, seq);
+INSERT INTO events (job_id, domain, at, state, detail)
+    VALUES ('00000000000000000000000000000007', 'web7', 1.0, 'ACCEPTED', 'request accepted');
+"""
+
+
+async def test_the_jobs_of_version_1_are_there_afterwards(file: Path) -> None:
+    file.parent.mkdir()
+    job = replace(job_of(7), cancel_requested=True, request={"kind": "provision", "target": "sda"})
+    old = json.loads(TypeAdapter(Job).dump_json(job))
+    old["domain"] = old.pop("subject")
+    for new in ("kind", "works_on", "disk"):
+        del old[new]
+    del old["request"]["kind"]
+    connection = sqlite3.connect(file)
+    connection.executescript(VERSION_1)
+    connection.execute(
+        "INSERT INTO jobs VALUES (?, ?, ?, 7, 1.0, 0, 1, ?)",
+        (job.id, job.request_id, job.domain_uuid, json.dumps(old)),
+    )
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        store = Store(file)
+        await store.open()
+        assert await store.unfinished() == [job]
+        (event,) = await store.events_after(0, job_id=job.id)
+        assert (event.subject, event.detail) == ("web7", "request accepted")
+        with pytest.raises(DomainBusy):
+            await store.insert(replace(job_of(8), works_on=job.works_on), "never")
+        await store.close()
 
 
 # ---------------------------------------------------------------- files that are refused

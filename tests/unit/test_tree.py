@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from provisiond.api.messages import (
+from provisiond.api.guest_config import (
     MAX_INTERFACES,
     MAX_KEY_BYTES,
     MAX_KEYS_BYTES,

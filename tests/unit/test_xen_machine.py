@@ -7,7 +7,7 @@ import pytest
 
 from tests.lab.domain import Guest
 from tests.lab.initramfs import GuestFiles
-from tests.xen.domu import domu_xml
+from tests.xen.domu import domu_template_xml, domu_xml
 from tests.xen.image import Dom0Files
 from tests.xen.machine import Disks, MachineFailed, qemu_argv, run_machine, unpack_results
 
@@ -92,3 +92,12 @@ def test_a_pv_guest_boots_what_the_tiny_guest_boots() -> None:
         f"<uuid>{guest.uuid}</uuid>",
     ):
         assert part in xml
+
+
+def test_a_template_of_pv_guests_names_nothing_that_is_one_guests() -> None:
+    files = GuestFiles(kernel=Path("/guest/vmlinuz"), initramfs=Path("/guest/initramfs.gz"))
+    xml = domu_template_xml(Guest("web1", kernel_words=("lab.silent",)), files=files)
+    assert '<interface type="bridge">' in xml
+    assert "lab.silent</cmdline>" in xml
+    for part in ("<uuid", "<mac", "<disk"):
+        assert part not in xml

@@ -1,0 +1,165 @@
+"""Whether a request may become a job: what it works on is there, fit, and nobody else's just now.
+
+Nothing is changed here. Each refusal says what the operator has to do first.
+"""
+
+from dataclasses import dataclass, replace
+
+from provisiond.api.requests import (
+    CreateOverlayRequest,
+    DestroyRequest,
+    ImportBaseRequest,
+    ProvisionRequest,
+    Request,
+    VerifyBaseRequest,
+)
+from provisiond.base_jobs import order_of
+from provisiond.errors import (
+    DiskStillAttached,
+    DomainBusy,
+    DomainExists,
+    DomainNotRunning,
+    NoFreeTarget,
+    NoGuestChannel,
+    NotMadeHere,
+)
+from provisiond.plan import CHANNEL_NAME, iso_folder, plan_uuid
+from provisiond.story import Tools
+from provisiond.virt.libvirt import Domain
+from provisiond.virt.template import read_template
+from provisiond.virt.xml import DomainXml, free_targets
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a job works on; `works_on` is the key under which it is alone.
+
+    `disk` is the file that goes with a domain which is destroyed.
+    """
+
+    name: str
+    works_on: str
+    domain_uuid: str | None = None
+    disk: str | None = None
+
+    @classmethod
+    def of(cls, domain: Domain) -> "Subject":
+        """A domain that exists."""
+        return cls(domain.name, f"domain {domain.name}", domain.uuid)
+
+
+class Admission:
+    """Looks at what requests name; holds nothing of its own."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+
+    async def admit(self, request: Request, *, job_id: str) -> Subject:
+        """What the job `job_id` would work on; raises what stands in its way."""
+        match request:
+            case ProvisionRequest(create=None):
+                return await self._running_guest(request)
+            case ProvisionRequest():
+                return await self._new_guest(request, job_id)
+            case DestroyRequest():
+                return await self._guest_to_destroy(request)
+            case CreateOverlayRequest():
+                return await self._new_overlay(request)
+            case ImportBaseRequest():
+                return await self._new_base(request, job_id)
+            case VerifyBaseRequest():
+                base = await self._tools.bases.find(request.base)
+                return await self._idle(Subject(base.name, f"base {base.name}"))
+        raise ValueError(f"{request.kind}: no such kind of job")
+
+    async def _idle(self, subject: Subject) -> Subject:
+        """`subject`, unless another job is at work on it."""
+        busy = await self._tools.store.unfinished_on(subject.works_on, subject.domain_uuid)
+        if busy is not None:
+            raise DomainBusy(f"{subject.name}: job {busy.id} is at work on it ({busy.state})")
+        return subject
+
+    # ------------------------------------------------------------ guests
+    async def _running_guest(self, request: ProvisionRequest) -> Subject:
+        domain = await self._tools.hypervisor.find(request.domain)
+        _refuse_stopped(domain)
+        subject = await self._idle(Subject.of(domain))
+        live = await self._tools.hypervisor.live_xml(domain.uuid)
+        _refuse_mute(live)
+        self._refuse_left_iso(live)
+        if request.target is not None and request.target not in free_targets(live):
+            raise NoFreeTarget(
+                f"{domain.name}: the target {request.target} is taken, or is none that the config "
+                "ISO may take there",
+                hint="Leave target out, and provisiond picks a free one.",
+            )
+        return subject
+
+    async def _new_guest(self, request: ProvisionRequest, job_id: str) -> Subject:
+        name, create = request.domain, request.create
+        if create is None:
+            raise ValueError("no new guest is asked for")
+        subject = await self._idle(Subject(name, f"domain {name}", plan_uuid(job_id)))
+        if any(domain.name == name for domain in await self._tools.hypervisor.domains()):
+            raise DomainExists(f"{name}: a domain has this name already")
+        await self._tools.disks.admit_overlay(
+            name=name,
+            base=create.base,
+            disk_format=create.format,
+            size=create.size,
+            by_tapdisk=self._tools.by_tapdisk,
+        )
+        read_template(self._tools.template_dir, create.template)
+        return subject
+
+    async def _guest_to_destroy(self, request: DestroyRequest) -> Subject:
+        domain = await self._tools.hypervisor.details(request.domain)
+        subject = await self._idle(Subject.of(domain))
+        if domain.made_by is None:
+            if not request.force:
+                raise NotMadeHere(f"{domain.name}: provisiond has not made this domain")
+            return subject
+        return replace(subject, disk=str(domain.made_by.disk))
+
+    # ------------------------------------------------------------ images
+    async def _new_overlay(self, request: CreateOverlayRequest) -> Subject:
+        subject = await self._idle(Subject(request.name, f"disk {request.name}"))
+        await self._tools.disks.admit_overlay(
+            name=request.name,
+            base=request.base,
+            disk_format=request.format,
+            size=request.size,
+            by_tapdisk=self._tools.by_tapdisk,
+        )
+        return subject
+
+    async def _new_base(self, request: ImportBaseRequest, job_id: str) -> Subject:
+        subject = await self._idle(Subject(request.name, f"base {request.name}"))
+        await self._tools.bases.admit_import(
+            order_of(request, job_id=job_id, image_dir=self._tools.image_dir)
+        )
+        return subject
+
+    def _refuse_left_iso(self, live: DomainXml) -> None:
+        """Refuse where another config ISO is attached: the guest might read that one."""
+        folder = iso_folder(self._tools.runtime_dir)
+        for disk in live.disks:
+            if disk.source is not None and disk.source.parent == folder:
+                raise DiskStillAttached(
+                    f"{live.name}: the config ISO of an unknown job is attached as {disk.target}",
+                    hint=f"Take it away: virsh detach-disk {live.name} {disk.target} --live",
+                )
+
+
+def _refuse_stopped(domain: Domain) -> None:
+    if domain.domid is None:
+        raise DomainNotRunning(f"{domain.name}: the domain is {domain.state}")
+    if domain.state == "paused":
+        hint = "Resume it, then ask again: a paused guest cannot answer."
+        raise DomainNotRunning(f"{domain.name}: the domain is paused", hint=hint)
+
+
+def _refuse_mute(live: DomainXml) -> None:
+    """Refuse a domain whose guest has no way to say done. A Xen guest has xenstore."""
+    if not live.is_xen and live.channel(CHANNEL_NAME) is None:
+        raise NoGuestChannel(f"{live.name}: the domain has no virtio channel {CHANNEL_NAME}")

@@ -1,0 +1,113 @@
+"""Jobs and facts in the shape in which they are answered."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from provisiond.api.replies import (
+    BaseView,
+    DiskView,
+    DomainView,
+    EventView,
+    FailureView,
+    JobView,
+    ProgressView,
+    ProofView,
+)
+from provisiond.disk.bases import BaseState
+from provisiond.inventory import DiskState
+from provisiond.job import Event, Job
+from provisiond.virt.libvirt import DomainDetails
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def view_job(
+    job: Job,
+    history: Sequence[Event] | None = None,
+    progress: tuple[str, float] | None = None,
+) -> JobView:
+    """A job as it is shown; `progress` is what its long work is, and how far it is (0 to 1)."""
+    attached_seconds = None
+    if job.attached_at is not None and job.detached_at is not None:
+        attached_seconds = round(job.detached_at - job.attached_at, 3)
+    shown = None
+    if progress is not None:
+        shown = ProgressView(doing=progress[0], fraction=progress[1])
+    proof = None
+    if job.proof is not None:
+        proof = ProofView(**(asdict(job.proof) | {"at": _time(job.proof.at)}))
+    return JobView(
+        id=job.id,
+        request_id=job.request_id,
+        subject=job.subject,
+        domain_uuid=job.domain_uuid,
+        kind=job.kind,
+        state=job.state,
+        cancel_requested=job.cancel_requested,
+        created_at=_time(job.created_at),
+        updated_at=_time(job.updated_at),
+        deadline_at=_time(job.deadline_at),
+        generation=job.generation,
+        target=job.target,
+        disk=job.disk,
+        progress=shown,
+        iso_attached_seconds=attached_seconds,
+        failure=None if job.failure is None else FailureView(**asdict(job.failure)),
+        proof=proof,
+        request=dict(job.request),
+        guest_log=None if history is None else list(job.guest_log),
+        history=None if history is None else [view_event(event) for event in history],
+    )
+
+
+def view_event(event: Event) -> EventView:
+    """A fact as it is shown."""
+    return EventView(**(asdict(event) | {"at": _time(event.at)}))
+
+
+def view_base(state: BaseState) -> BaseView:
+    """A golden base as it is shown."""
+    manifest = state.manifest
+    return BaseView(
+        name=manifest.name,
+        path=str(state.path),
+        format=manifest.format,
+        virtual_size=manifest.virtual_size,
+        file_size=manifest.file_size,
+        sha256=manifest.sha256,
+        source=manifest.source,
+        parent=manifest.parent,
+        imported_at=manifest.imported_at,
+        immutable=state.immutable,
+        changed=state.changed,
+        overlays=list(state.overlays),
+    )
+
+
+def view_disk(state: DiskState) -> DiskView:
+    """A disk as it is shown."""
+    image = state.disk.image
+    return DiskView(
+        name=state.disk.name,
+        path=str(image.path),
+        format=image.format,
+        virtual_size=image.virtual_size,
+        file_size=image.file_size,
+        base=state.disk.base,
+        domain=state.domain,
+    )
+
+
+def view_domain(domain: DomainDetails, *, job_id: str | None) -> DomainView:
+    """A domain as it is shown; `job_id` is the job at work on it."""
+    return DomainView(
+        name=domain.name,
+        uuid=domain.uuid,
+        state=domain.state,
+        domid=domain.domid,
+        job_id=job_id,
+        made_here=domain.made_by is not None,
+    )

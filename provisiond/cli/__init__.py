@@ -1,0 +1,93 @@
+"""provisionctl: the operator's commands, each one call of the API and its answer shown.
+
+asking.py      the client, the exit statuses, JSON
+waiting.py     a job is asked for and followed
+completion.py  what the tab key proposes
+guests.py, jobs.py, images.py, host.py    the commands, by noun
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from provisiond import __version__
+from provisiond.cli import guests, host, images, jobs
+from provisiond.cli.asking import EXIT_CODES, NO_READER
+from provisiond.settings import DEFAULT_SOCKET
+
+
+class _Commands(TyperGroup):
+    """The commands; all end in one way where nobody reads their output any more (`| head`)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is left in the buffer goes nowhere, without a word at the interpreter's end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(NO_READER) from None
+        return result
+
+
+# No rich markup: what is shown may come from a guest. No pretty exceptions: those show locals.
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
+)
+
+
+def main() -> None:
+    """The command `provisionctl`."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows another in its place.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    app(prog_name="provisionctl")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"provisionctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    ctx: typer.Context,
+    socket: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PROVISIOND_SOCKET",
+            help=f"provisiond's Unix socket; left out: {DEFAULT_SOCKET}.",
+        ),
+    ] = None,
+    _show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Provision guests on this host through provisiond, and look at its jobs."""
+    ctx.obj = socket
+
+
+for command in (
+    guests.provision,
+    guests.create,
+    guests.destroy,
+    jobs.jobs,
+    jobs.show,
+    jobs.watch,
+    jobs.cancel,
+    host.domains,
+    host.doctor,
+):
+    app.command()(command)
+app.add_typer(images.base, name="base")
+app.add_typer(images.disk, name="disk")

@@ -1,0 +1,85 @@
+"""A command asks provisiond: the client, how an error ends the command, and JSON for stdout."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+
+from provisiond.api.client import ApiError, ProvisiondClient
+from provisiond.api.replies import ErrorReply
+from provisiond.display import new_console, show_error
+from provisiond.errors import DaemonUnreachable, ProvisionError
+from provisiond.settings import DEFAULT_SOCKET
+
+JOB_FAILED = NOT_READY = 1
+REFUSED, UNREACHABLE, TROUBLE, CTRL_C, NO_READER = 3, 4, 5, 130, 141
+EXIT_CODES = """\b
+Exit status:
+  0    done; with --wait and watch JOB: the job succeeded
+  1    the job failed; doctor: something is missing that provisiond needs
+  2    wrong usage
+  3    provisiond refused the request (HTTP 4xx)
+  4    provisiond cannot be reached
+  5    provisiond or the hypervisor is in trouble (HTTP 5xx)
+  130  Ctrl-C; a job that was waited for goes on
+  141  nobody reads the output any more (| head)
+
+\b
+With --json, stdout has one JSON document: the API's reply, or its error reply
+(watch: one event a line). Wrong usage is always told on stderr.
+"""
+
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, errors too.")]
+
+
+@contextmanager
+def provisiond(ctx: typer.Context, *, as_json: bool) -> Iterator[ProvisiondClient]:
+    """A client for one command; errors are shown and become the exit status."""
+    try:
+        with ProvisiondClient(ctx.obj or DEFAULT_SOCKET) as client:
+            yield client
+    except ProvisionError as error:
+        reply = error.reply if isinstance(error, ApiError) else _as_reply(error)
+        if as_json:
+            show_json(reply)
+        else:
+            show_error(new_console(stderr=True), reply)
+        raise typer.Exit(exit_status(error)) from None
+
+
+def exit_status(error: ProvisionError) -> int:
+    """The exit status that stands for an error, as --help has it."""
+    if isinstance(error, DaemonUnreachable):
+        return UNREACHABLE
+    if isinstance(error, ApiError) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return REFUSED
+    return TROUBLE
+
+
+def _as_reply(error: ProvisionError) -> ErrorReply:
+    """An error of this side in the shape that the daemon's errors have."""
+    status = (
+        HTTPStatus.SERVICE_UNAVAILABLE
+        if isinstance(error, DaemonUnreachable)
+        else HTTPStatus.BAD_GATEWAY
+    )
+    return ErrorReply(
+        title=status.phrase,
+        status=status.value,
+        code=error.code,
+        message=error.message,
+        hint=error.hint,
+    )
+
+
+def show_json(message: BaseModel) -> None:
+    typer.echo(json_text(message.model_dump(mode="json"), indent=2))
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON in which every character that a terminal could obey is an escape."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")

@@ -1,0 +1,49 @@
+"""What the tab key proposes: names and ids that provisiond knows."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import typer
+
+from provisiond.api.client import ProvisiondClient
+from provisiond.errors import ProvisionError
+from provisiond.settings import DEFAULT_SOCKET
+
+_T = TypeVar("_T")
+
+# An answer that comes later is of no use to somebody who has pressed the tab key.
+_COMPLETION_SECONDS = 1.0
+
+
+def complete_domain(ctx: typer.Context, incomplete: str) -> list[str]:
+    found = _ask_quickly(ctx, lambda client: client.domains())
+    return [one.name for one in found if one.name.startswith(incomplete) and _is_plain(one.name)]
+
+
+def complete_job(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    found = [
+        job
+        for job in _ask_quickly(ctx, lambda client: client.jobs())
+        if job.id.startswith(incomplete) and not (ctx.info_name == "cancel" and job.state.ended)
+    ]
+    return [
+        (job.id, f"{job.subject} {job.state}" if _is_plain(job.subject) else job.state)
+        for job in found
+    ]
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a shell takes the name as it stands; another could be a command, or an escape."""
+    return name == shlex.quote(name)
+
+
+def _ask_quickly(ctx: typer.Context, question: Callable[[ProvisiondClient], list[_T]]) -> list[_T]:
+    """For the tab key: whatever goes wrong, there is just nothing to propose."""
+    socket = ctx.find_root().params.get("socket") or DEFAULT_SOCKET
+    try:
+        with ProvisiondClient(Path(socket), reply_seconds=_COMPLETION_SECONDS) as client:
+            return question(client)
+    except ProvisionError:
+        return []

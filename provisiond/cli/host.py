@@ -1,0 +1,50 @@
+"""provisionctl domains, doctor."""
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from provisiond.api.replies import DomainList
+from provisiond.cli.asking import NOT_READY, Json, json_text, provisiond, show_json
+from provisiond.display import new_console, show_check, show_domains
+from provisiond.doctor import Check, Level, examine
+from provisiond.settings import DEFAULT_CONFIG
+
+
+def domains(ctx: typer.Context, as_json: Json = False) -> None:
+    """List the domains of this host, and the job at work on each."""
+    with provisiond(ctx, as_json=as_json) as client:
+        found = client.domains()
+        if as_json:
+            show_json(DomainList(domains=found))
+        else:
+            show_domains(new_console(), found)
+
+
+def doctor(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"Settings; left out: {DEFAULT_CONFIG}.")
+    ] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A kernel that is booted to prove KVM.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check whether this host has what provisiond needs, and say what to do where not."""
+    console, checks = new_console(), list[Check]()
+
+    async def run_checks() -> None:
+        async for check in examine(config=config, address=ctx.obj, kernel=kernel):
+            checks.append(check)
+            if not as_json:
+                show_check(console, check)
+
+    asyncio.run(run_checks())
+    if as_json:
+        typer.echo(json_text({"checks": [asdict(check) for check in checks]}, indent=2))
+    if any(check.level is Level.FAIL for check in checks):
+        raise typer.Exit(NOT_READY)

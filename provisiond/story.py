@@ -1,0 +1,263 @@
+"""A story: one job, step by step, and its way back. What every kind of job has in common.
+
+Every step may be asked for twice: after a crash the story is run again from the stored state. Each
+fact is stored before the next step starts.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from provisiond.api.replies import JobState
+from provisiond.disk.bases import Bases
+from provisiond.disk.disks import Disks
+from provisiond.errors import (
+    Cancelled,
+    DeadlinePassed,
+    HypervisorUnavailable,
+    ProvisionError,
+    StateUnwritable,
+    XenstoreUnavailable,
+)
+from provisiond.job import TRANSITIONS, Failure, Job, advance
+from provisiond.ports import GuestSignal
+from provisiond.store import Fact, Store
+from provisiond.threads import Threads
+from provisiond.virt.libvirt import Hypervisor
+
+log = logging.getLogger(__name__)
+
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a phase may take, in seconds (settings.py explains each)."""
+
+    ready: float
+    attach: float
+    detach: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every story works with; `observe` sees the facts.
+
+    `slots` bounds the jobs that wait for guests, `disk_slots` those that make a small file, and
+    `image_slots` those that read or write a whole image.
+    """
+
+    store: Store
+    hypervisor: Hypervisor
+    bases: Bases
+    disks: Disks
+    iso_threads: Threads
+    runtime_dir: Path
+    image_dir: Path
+    template_dir: Path
+    limits: Limits
+    slots: asyncio.Semaphore
+    disk_slots: asyncio.Semaphore
+    image_slots: asyncio.Semaphore
+    by_tapdisk: bool
+    open_signal: Callable[[Job], GuestSignal]
+    observe: Callable[[Job, Job], None]
+
+
+class Story(ABC):
+    """The story of one job: `_go_forward`, and what a failure takes back."""
+
+    def __init__(self, job: Job, tools: Tools) -> None:
+        self.job = job
+        self.progress: tuple[str, float] | None = None
+        self._tools = tools
+        self._cancelled = job.cancel_requested
+        self._until_deadline: asyncio.Timeout | None = None
+        # Why the call that is made patiently has no answer yet.
+        self._unavailable: HypervisorUnavailable | XenstoreUnavailable | None = None
+
+    async def run(self) -> None:
+        """Bring the job to its end. Cancelling this task leaves it as stored, to be resumed."""
+        failure = self.job.failure
+        if self.job.may_fail and self.job.state is not JobState.UNDOING:
+            failure = await self._try_to_go_forward()
+        await self._end(failure)
+
+    def cancel(self) -> None:
+        """Make the story turn back, wherever it waits; without effect once nothing may fail."""
+        self._cancelled = True
+        limit = self._until_deadline
+        if limit is not None and not limit.expired():  # else it is on its way back already
+            limit.reschedule(asyncio.get_running_loop().time())
+
+    async def give_up(self, error: ProvisionError) -> None:
+        """Undo after an error that the story did not foresee; may be asked for again."""
+        if not self.job.state.ended:
+            await self._end(self.job.failure or Failure.of(error))
+
+    async def close(self) -> None:  # noqa: B027 - most stories hold nothing
+        """Let go of what the story holds; after `run` and `give_up`."""
+
+    # ------------------------------------------------------------ the way
+    @abstractmethod
+    async def _go_forward(self) -> None:
+        """Every step from the stored state to where nothing may fail any more."""
+
+    async def _undo(self) -> None:  # noqa: B027 - not every kind makes something
+        """Take back what was made, never more; asked for again until it does not raise."""
+
+    async def _finish(self) -> None:  # noqa: B027 - only where something cannot fail any more
+        """What has to follow once nothing may fail any more, up to SUCCEEDED."""
+
+    def _slots(self) -> asyncio.Semaphore:
+        """What bounds the jobs of this kind that are at work at once."""
+        return self._tools.slots
+
+    async def _try_to_go_forward(self) -> Failure | None:
+        """Go forward as far as a failure counts; the failure that stopped it."""
+        try:
+            async with asyncio.timeout(self.job.deadline_at - time.time()) as self._until_deadline:
+                if self._cancelled:
+                    self.cancel()
+                async with self._slots():
+                    await self._go_forward()
+        except TimeoutError:
+            return Failure.of(self._why_stopped())
+        except ProvisionError as error:
+            return Failure.of(error)
+        finally:
+            self._until_deadline = None
+            self._unavailable = None
+            self.progress = None
+        return None
+
+    async def _end(self, failure: Failure | None) -> None:
+        if failure is not None and self.job.may_fail:
+            await self._turn_back(failure)
+        if not self.job.state.ended:
+            await self._finish()
+
+    async def _turn_back(self, failure: Failure) -> None:
+        """Everything back to how it was, and FAILED."""
+        if JobState.UNDOING in TRANSITIONS[self.job.kind][self.job.state]:
+            await self._insist(JobState.UNDOING, f"undoing: {failure.message}", failure=failure)
+        await self._until_done("cannot be undone yet", self._undo)
+        done = "undone: " if self.job.state is JobState.UNDOING else ""
+        await self._insist(JobState.FAILED, f"{done}{failure.message}", failure=failure)
+
+    def _why_stopped(self) -> ProvisionError:
+        if self._cancelled:
+            return Cancelled(f"{self.job.subject}: cancelled in {self.job.state}")
+        allowed = self.job.deadline_at - self.job.created_at
+        return self._too_late(f"still {self.job.state} after {allowed:.0f} s")
+
+    def _too_late(self, what: str) -> DeadlinePassed:
+        """The deadline's error; it speaks of libvirt or xenstore where the job waited for one."""
+        if self._unavailable is None:
+            return DeadlinePassed(f"{self.job.subject}: {what}")
+        return DeadlinePassed(
+            f"{self.job.subject}: {what}: {self._unavailable}", hint=self._unavailable.hint
+        )
+
+    # ------------------------------------------------------------ facts
+    async def _save(self, to: JobState, detail: str, **facts: object) -> None:
+        """Store a fact; where that fails, the job stays what it was."""
+        before = self.job
+        self.job = advance(before, to, at=time.time(), **facts)
+        try:
+            await self._tools.store.save(self.job, [Fact(to, detail)])
+        except StateUnwritable:
+            self.job = before
+            raise
+        self._tools.observe(before, self.job)
+        self._log(detail)
+
+    async def _insist(self, to: JobState, detail: str, **facts: object) -> None:
+        """Store a fact that nothing can take back, however long the state file is unwritable."""
+        for pause in pauses():
+            try:
+                await self._save(to, detail, **facts)
+            except StateUnwritable as error:
+                self._log(f"cannot store that it is {to}: {error}", level=logging.ERROR)
+                await asyncio.sleep(pause)
+            else:
+                return
+
+    async def _note(self, detail: str) -> None:
+        """Add a line to the job's history; the log has it even where it cannot be stored."""
+        self._log(detail, level=logging.WARNING)
+        with contextlib.suppress(StateUnwritable):
+            note = Fact(self.job.state, detail, at=time.time())
+            await self._tools.store.save(self.job, [note])
+
+    def _log(self, detail: str, *, level: int = logging.INFO) -> None:
+        log.log(level, "%s: %s", self.job.subject, detail, extra=journal_fields(self.job))
+
+    # ------------------------------------------------------------ waiting
+    async def _until_done(self, not_yet: str, step: Callable[[], Awaitable[_R]]) -> _R:
+        """Take a step that has to be taken in the end, again and again; note each new reason."""
+        last_reason = None
+        for pause in pauses():
+            try:
+                return await step()
+            except ProvisionError as error:
+                if str(error) != last_reason:
+                    last_reason = str(error)
+                    await self._note(f"{not_yet}: {error}")
+                await asyncio.sleep(pause)
+        raise AssertionError("pauses() never ends")
+
+    async def _patiently(
+        self,
+        call: Callable[..., Awaitable[_R]],
+        *args: object,
+        passing: tuple[type[ProvisionError], ...] = (),
+        **kwargs: object,
+    ) -> _R:
+        """Make a call that may find libvirtd or xenstored gone, again until it is back.
+
+        The same for the errors that are `passing`. The deadline ends it.
+        """
+        for pause in pauses():
+            try:
+                result = await call(*args, **kwargs)
+            except (HypervisorUnavailable, XenstoreUnavailable) as error:
+                if self._unavailable is None:
+                    what = "xenstore" if isinstance(error, XenstoreUnavailable) else "libvirt"
+                    await self._note(f"waits for {what}: {error}")
+                self._unavailable = error
+            except passing:
+                pass
+            else:
+                self._unavailable = None
+                return result
+            await asyncio.sleep(pause)
+        raise AssertionError("pauses() never ends")
+
+    @contextlib.asynccontextmanager
+    async def _phase(self, doing: str, seconds: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise self._too_late(f"{doing} took over {seconds:g} s") from None
+
+
+def pauses() -> Iterator[float]:
+    """How long to wait between tries, in seconds: 0.5, 1, 2, 4 … 30, 30, for ever."""
+    pause = 0.5
+    while True:
+        yield pause
+        pause = min(2 * pause, 30.0)
+
+
+def journal_fields(job: Job) -> dict[str, str]:
+    """What a line about the job carries in the journal."""
+    fields = {"JOB_ID": job.id, "JOB_KIND": job.kind.value}
+    return fields if job.domain_uuid is None else {**fields, "DOMAIN": job.subject}

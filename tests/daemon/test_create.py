@@ -1,0 +1,155 @@
+"""Whole guests from one request: base → overlay → domain → provisioned; and their end."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.images import files_of, import_of, run_job
+from tests.daemon.program import STORY, Daemon, Json, request
+from tests.lab.console import open_console
+from tests.lab.disk import DiskGuestFiles
+from tests.lab.domain import Guest, template_xml
+from tests.lab.embed import lab_folder
+from tests.lab.program import Lab
+
+BASE_ONLY = ["bases/tiny.json", "bases/tiny.qcow2"]
+
+
+def write_template(daemon: Daemon, lab: Lab, files: DiskGuestFiles, *words: str) -> None:
+    """The operator's template `default` and, with `words` for its kernel, `odd`."""
+    daemon.template_dir.mkdir(exist_ok=True)
+    for name, more in (("default", ()), ("odd", words)):
+        model = Guest("any", kernel_words=tuple(more))
+        xml = template_xml(model, files=files.boot, folder=lab_folder(lab.root))
+        (daemon.template_dir / f"{name}.xml").write_text(xml)
+
+
+def create_of(name: str, *, template: str = "default", **create: object) -> Json:
+    """The request for a guest over the base `tiny`; more fields of `create` go into it."""
+    return request(name) | {"create": {"base": "tiny", "template": template, **create}}
+
+
+@pytest.fixture
+async def creating(guest_daemon: Daemon, lab: Lab, disk_guest_files: DiskGuestFiles) -> Daemon:
+    """A daemon that serves, with the base `tiny` and templates of a guest that boots from it."""
+    write_template(guest_daemon, lab, disk_guest_files, "lab.silent")
+    await guest_daemon.start()
+    await run_job(guest_daemon, import_of(disk_guest_files.image, name="tiny"))
+    return guest_daemon
+
+
+async def names_of(daemon: Daemon) -> list[str]:
+    return [one["name"] for one in (await daemon.get("/v1/domains")).json()["domains"]]
+
+
+async def told(lab: Lab, name: str, command: str) -> str:
+    async with asyncio.timeout(60), open_console(lab.running(name).shell) as console:
+        return (await console.run(command)).output
+
+
+async def test_one_request_makes_a_guest_and_another_one_ends_it(
+    creating: Daemon, lab: Lab
+) -> None:
+    base = (await creating.get("/v1/bases/tiny")).json()
+    job = await run_job(creating, create_of("web1", size=64 * 2**20, memory_mib=112))
+    assert [event["state"] for event in job["history"]] == STORY
+    assert job["proof"]["iso_overwritten_and_unlinked"] is True
+    assert (await told(lab, "web1", "hostname")).strip() == "web1"
+    assert "/dev/vda / ext4 rw" in await told(lab, "web1", "grep ' / ' /proc/mounts")
+    assert (await told(lab, "web1", "cat /sys/block/vda/size")).strip() == str(64 * 2**20 // 512)
+    await told(lab, "web1", "dd if=/dev/urandom of=/root/much bs=1M count=4; sync")
+    (domain,) = (await creating.get("/v1/domains")).json()["domains"]
+    assert (domain["name"], domain["made_here"]) == ("web1", True)
+    assert domain["uuid"] == job["domain_uuid"]
+    (disk,) = (await creating.get("/v1/disks")).json()["disks"]
+    assert (disk["name"], disk["base"], disk["domain"]) == ("web1", "tiny", "web1")
+    assert list(creating.iso_folder.iterdir()) == []
+    assert hashlib.sha256(Path(base["path"]).read_bytes()).hexdigest() == base["sha256"]
+
+    async with creating.http() as http:
+        refused = await http.delete("/v1/disks/web1")
+    assert (refused.status_code, refused.json()["code"]) == (409, "disk_in_use")
+    again = await creating.post(create_of("web1") | {"request_id": "again"})
+    assert (again.status_code, again.json()["code"]) == (409, "domain_exists")
+
+    ended = await run_job(creating, {"kind": "destroy", "request_id": "end", "domain": "web1"})
+    assert [event["state"] for event in ended["history"]] == [
+        "ACCEPTED",
+        "DOMAIN_REMOVED",
+        "SUCCEEDED",
+    ]
+    assert await names_of(creating) == []
+    assert files_of(creating) == BASE_ONLY
+
+
+async def test_what_cannot_be_made_is_refused_and_nothing_was_done(
+    creating: Daemon,
+) -> None:
+    (creating.template_dir / "broken.xml").write_text("<domain type='qemu'>")
+    for number, (body, status, code) in enumerate(
+        (
+            (create_of("web1", base="absent"), 404, "base_not_found"),
+            (create_of("web1", template="absent"), 409, "template_unusable"),
+            (create_of("web1", size=2**20), 409, "size_too_small"),
+            (create_of("web1", format="vhd"), 409, "vhd_needs_tapdisk"),
+            (create_of("web1", network="a", bridge="b"), 422, "invalid_request"),
+            (create_of("we b1"), 422, "invalid_request"),
+            ({"kind": "destroy", "domain": "absent"}, 404, "domain_not_found"),
+        )
+    ):
+        reply = await creating.post(body | {"request_id": f"r{number}"})
+        assert (reply.status_code, reply.json()["code"]) == (status, code), reply.text
+    job = await run_job(creating, create_of("web1", template="broken"), "FAILED")
+    assert job["failure"]["code"] == "template_unusable"
+    assert await names_of(creating) == []
+    assert files_of(creating) == BASE_ONLY
+
+
+async def test_a_cancelled_guest_is_gone_with_all_that_was_made(creating: Daemon) -> None:
+    job = await creating.submit(create_of("mute", template="odd"))
+    await creating.wait_for(job["id"], "ISO_WRITTEN")
+    assert await names_of(creating) == ["mute"]
+    assert (await creating.cancel(job["id"])).status_code == 202
+    ended = await creating.wait_for(job["id"], "FAILED")
+    assert ended["failure"]["code"] == "cancelled"
+    assert await names_of(creating) == []
+    assert files_of(creating) == BASE_ONLY
+    assert list(creating.iso_folder.iterdir()) == []
+
+
+async def test_a_domain_of_somebody_else_is_not_destroyed(lab: Lab, guest_daemon: Daemon) -> None:
+    (guest,) = lab.start("--silent")
+    await guest_daemon.start()
+    destroy = {"kind": "destroy", "domain": guest.name}
+    reply = await guest_daemon.post(destroy | {"request_id": "1"})
+    assert (reply.status_code, reply.json()["code"]) == (409, "not_made_here")
+    assert await names_of(guest_daemon) == [guest.name]
+    await run_job(guest_daemon, destroy | {"request_id": "2", "force": True})
+    assert await names_of(guest_daemon) == []
+
+
+@pytest.mark.parametrize("state", STORY)
+async def test_a_power_cut_at_any_fact_leaves_a_whole_guest_or_none(
+    creating: Daemon, lab: Lab, state: str
+) -> None:
+    job = await creating.submit(create_of("web1"))
+    async with creating.events(f"/v1/jobs/{job['id']}/events") as events:
+        async for event in events:
+            if event["state"] == state:
+                break
+    await creating.kill()
+    await creating.start()
+    async with creating.events(f"/v1/jobs/{job['id']}/events") as events:
+        async for _ in events:
+            pass
+    job = await creating.job(job["id"])
+    assert list(creating.iso_folder.iterdir()) == []
+    if job["state"] == "SUCCEEDED":
+        assert (await told(lab, "web1", "hostname")).strip() == "web1"
+        assert files_of(creating) == [*BASE_ONLY, "disks/web1.qcow2"]
+    else:  # the secret was in memory only
+        assert job["failure"]["code"] == "interrupted"
+        assert await names_of(creating) == []
+        assert files_of(creating) == BASE_ONLY
