@@ -168,9 +168,14 @@ def _check_secrets(folder: Path, *, password: str, hashed: str) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     for path in files:
         content = path.read_bytes()
-        if password.encode() in content or hashed.encode() in content:
+        # The guest's own disk holds its /etc/shadow, and with that the hash: never the password.
+        own = path.parent.name == "disks"
+        if password.encode() in content or (hashed.encode() in content and not own):
             raise DemoFailed(f"the secret stands in {path}")
-    print(f"  neither password nor hash is in any of {len(files)} files: state, logs, libvirt's")
+    print(
+        f"  neither password nor hash is in any of {len(files)} files: state, logs, libvirt's; "
+        "the hash stands on the guest's own disk alone"
+    )
 
 
 def _say(text: str) -> None:
