@@ -89,8 +89,8 @@ async def test_a_stored_job_that_cannot_be_read_stops_the_start(daemon: Daemon) 
     await daemon.stop()
     with contextlib.closing(sqlite3.connect(daemon.state_file)) as state, state:
         state.execute(
-            "INSERT INTO jobs (id, request_id, domain_uuid, generation, created_at, ended, job)"
-            " VALUES ('x', 'x', 'x', 1, 1, 0, '{}')"
+            "INSERT INTO jobs (id, request_id, works_on, generation, created_at, ended, job)"
+            " VALUES ('x', 'x', 'domain x', 1, 1, 0, '{}')"
         )
     daemon.log.unlink()
     status, said = await daemon.run_to_its_end()
