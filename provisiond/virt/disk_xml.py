@@ -72,7 +72,7 @@ def set_image(disk: ET.Element, chain: DiskChain, *, is_xen: bool) -> None:
 
     Raises VhdNeedsTapdisk for a chain that QEMU would have to open and cannot.
     """
-    _refuse_misread(chain, is_xen=is_xen)
+    refuse_misread(chain, is_xen=is_xen)
     disk.set("type", "file")
     remove(disk, "source", "backingStore", "mirror", "encryption", "auth", "backenddomain")
     driver = disk.find("driver")
@@ -116,8 +116,11 @@ def needs_device_model(chain: DiskChain) -> bool:
     return _driver(chain.images[0], is_xen=True)[0] == "qemu"
 
 
-def _refuse_misread(chain: DiskChain, *, is_xen: bool) -> None:
-    """QEMU takes a differencing VHD for one of zeros, wherever in the chain it opens it."""
+def refuse_misread(chain: DiskChain, *, is_xen: bool) -> None:
+    """Refuse what QEMU would open and misread: it takes a differencing VHD for one of zeros.
+
+    Raises VhdNeedsTapdisk.
+    """
     if is_xen and _driver(chain.images[0], is_xen=True)[0] == "tap":
         return
     for image in chain.images:

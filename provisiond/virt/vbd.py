@@ -15,7 +15,8 @@ from pathlib import Path
 from provisiond.xenstore.client import Xenstore
 
 _CONNECTED = b"4"  # XenbusStateConnected
-_BACK_ENDS = "/local/domain/0/backend/vbd"
+# dom0's ends of disks: of the kernel and of tapdisk, and of QEMU (libxl's names for them).
+_BACK_ENDS = ("/local/domain/0/backend/vbd", "/local/domain/0/backend/qdisk")
 _READ_AGAIN_SECONDS = 30.0
 _BLOCK_DEVICES = Path("/sys/block")
 _LOOP_CLR_FD = 0x4C01  # linux/loop.h
@@ -61,14 +62,34 @@ async def await_connected(xenstore: Xenstore, *, domid: int, target: str) -> boo
 # ---------------------------------------------------------------- dom0's end
 async def back_ends_of(xenstore: Xenstore, file: Path) -> list[str]:
     """The back ends that serve `file` to any domain, also to one that is just being destroyed."""
-    found = []
-    for domid in await _children(xenstore, _BACK_ENDS):
-        for vdev in await _children(xenstore, f"{_BACK_ENDS}/{domid}"):
-            path = f"{_BACK_ENDS}/{domid}/{vdev}"
-            with contextlib.suppress(FileNotFoundError):
-                if await xenstore.read(f"{path}/params") == os.fsencode(file):
-                    found.append(path)
-    return found
+    return [
+        path
+        for folder in _BACK_ENDS
+        for domid in await _children(xenstore, folder)
+        for path in await _back_ends_in(xenstore, f"{folder}/{domid}")
+        if await _serves(xenstore, path, file)
+    ]
+
+
+async def back_ends_for(xenstore: Xenstore, domid: int) -> list[str]:
+    """The back ends that serve a domain, as long as there are any: also after it has ended."""
+    return [
+        path for folder in _BACK_ENDS for path in await _back_ends_in(xenstore, f"{folder}/{domid}")
+    ]
+
+
+async def _back_ends_in(xenstore: Xenstore, folder: str) -> list[str]:
+    return [f"{folder}/{vdev}" for vdev in await _children(xenstore, folder)]
+
+
+async def _serves(xenstore: Xenstore, path: str, file: Path) -> bool:
+    """The kernel's back end names the file alone, QEMU's and tapdisk's its format before it."""
+    for key in ("params", "tapdisk-params"):
+        with contextlib.suppress(FileNotFoundError):
+            served = await xenstore.read(f"{path}/{key}")
+            if served == os.fsencode(file) or served.endswith(b":" + os.fsencode(file)):
+                return True
+    return False
 
 
 async def _children(xenstore: Xenstore, path: str) -> list[str]:

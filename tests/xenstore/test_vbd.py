@@ -9,6 +9,7 @@ import pytest
 
 from provisiond.virt.vbd import (
     await_connected,
+    back_ends_for,
     back_ends_of,
     frontend_state,
     loops_of,
@@ -80,6 +81,39 @@ async def test_a_back_end_is_found_by_the_file_that_it_serves(
     assert await back_ends_of(xenstore, ISO) == [path]
     xenstored.dom0.rm(path)
     assert await back_ends_of(xenstore, ISO) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("vbd/5/51728/params", "/srv/web1.img"),
+        ("qdisk/5/51728/params", "aio:/srv/web1.img"),
+        ("qdisk/5/51728/params", "qcow2:/srv/web1.img"),
+        ("vbd/5/51728/tapdisk-params", "vhd:/srv/web1.img"),
+    ],
+)
+async def test_whoever_serves_a_file_is_found(
+    xenstored: Xenstored, xenstore: Xenstore, key: str, value: str
+) -> None:
+    """What libxl writes for the kernel, for QEMU and for tapdisk."""
+    path = f"/local/domain/0/backend/{key}"
+    xenstored.dom0.write(path, value.encode())
+    assert await back_ends_of(xenstore, Path("/srv/web1.img")) == [path.rpartition("/")[0]]
+    for other in ("/web1.img", "/srv/web1.im", "/srv/web1.img2", "/other/srv/web1.img"):
+        assert await back_ends_of(xenstore, Path(other)) == []
+
+
+async def test_a_domain_is_served_until_its_last_back_end_is_gone(
+    xenstored: Xenstored, xenstore: Xenstore
+) -> None:
+    paths = [f"/local/domain/0/backend/{kind}" for kind in ("vbd/5/51712", "qdisk/5/51728")]
+    for path in (*paths, "/local/domain/0/backend/vbd/6/51712"):
+        xenstored.dom0.write(f"{path}/params", b"/srv/x.img")
+    assert await back_ends_for(xenstore, 5) == paths
+    xenstored.dom0.rm(paths[0])
+    assert await back_ends_for(xenstore, 5) == paths[1:]
+    xenstored.dom0.rm("/local/domain/0/backend/qdisk/5")
+    assert await back_ends_for(xenstore, 5) == []
 
 
 def test_the_number_of_a_target_is_the_one_that_linux_gives_it() -> None:

@@ -1,33 +1,30 @@
-"""The hypervisor over libvirt: find domains, attach and detach the config ISO, always live only.
+"""The hypervisor over libvirt: domains found, made and removed, disks attached and detached.
 
-libvirt has one importer: this package.
+libvirt has one importer: this package. Every change may be asked for twice.
 """
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
+from provisiond.disk.chain import DiskChain
 from provisiond.errors import DiskStillAttached, DomainNotFound, DomainNotRunning
+from provisiond.virt.disk_xml import DataDisk
+from provisiond.virt.libvirt import disks, domains, lifecycle
 from provisiond.virt.libvirt.connection import Connection
-from provisiond.virt.libvirt.disks import attach, detach
-from provisiond.virt.libvirt.domains import (
-    Domain,
-    DomainDetails,
-    details,
-    find,
-    list_details,
-    read_live_of,
-    sources_in_use,
-)
-from provisiond.virt.libvirt.lifecycle import define, remove, start
-from provisiond.virt.vbd import await_connected, back_ends_of, free_loop, loops_of
+from provisiond.virt.libvirt.domains import Domain, DomainDetails
+from provisiond.virt.vbd import await_connected, back_ends_for, back_ends_of, free_loop, loops_of
 from provisiond.virt.xml import DomainXml
 from provisiond.xenstore.client import Xenstore
 
 __all__ = ["Domain", "DomainDetails", "Hypervisor"]
 
-# An event only wakes the wait for a detach early; the live XML is what counts.
-_DETACH_POLL_SECONDS = 0.25
-_REMOVAL_POLL_SECONDS = 0.05
+# An event only wakes a wait early; what is read then is what counts.
+_LOOK_AGAIN_SECONDS = 0.25
+# A guest that boots does not hear that a disk shall go: it is asked again.
+_ASK_AGAIN_SECONDS = 5.0
 
 
 class Hypervisor:
@@ -53,22 +50,28 @@ class Hypervisor:
         """Close the connection; domains go on running."""
         await self._connection.close()
 
+    @property
+    def is_xen(self) -> bool:
+        """Whether the domains are Xen's; QEMU's otherwise."""
+        return self._xenstore is not None
+
     # ------------------------------------------------------------ reading
     async def domains(self) -> list[DomainDetails]:
         """All domains of the host, by name."""
-        return sorted(await self._connection.call(list_details), key=lambda domain: domain.name)
-
-    async def details(self, name_or_uuid: str) -> DomainDetails:
-        """The domain with this name or UUID, and what its XML says; raises DomainNotFound."""
-        return await self._connection.call(details, name_or_uuid)
+        found = await self._connection.call(domains.list_details)
+        return sorted(found, key=lambda domain: domain.name)
 
     async def find(self, name_or_uuid: str) -> Domain:
         """The domain with this name or UUID; raises DomainNotFound."""
-        return await self._connection.call(find, name_or_uuid)
+        return await self._connection.call(domains.find, name_or_uuid)
+
+    async def details(self, name_or_uuid: str) -> DomainDetails:
+        """The same with its disks, MACs and maker; raises DomainNotFound."""
+        return await self._connection.call(domains.details, name_or_uuid)
 
     async def live_xml(self, uuid: str) -> DomainXml:
         """The live XML of a running domain; raises DomainNotFound or DomainNotRunning."""
-        return await self._connection.call(read_live_of, uuid)
+        return await self._connection.call(domains.read_live_of, uuid)
 
     async def has_disk(self, uuid: str, source: Path) -> bool:
         """Whether `source` is attached; a domain that is off or gone has no disk attached."""
@@ -77,31 +80,51 @@ class Hypervisor:
         except (DomainNotFound, DomainNotRunning):
             return False
 
-    async def sources_in_use(self) -> dict[Path, str]:
-        """Every file that a domain of the host names for its disks, and the domain's name.
+    async def sources_in_use(self) -> Mapping[Path, str]:
+        """Every file and block device of all domains, running or off, and whose it is.
 
-        Live disks and those of the next start; of a running QEMU domain, what they stand on too.
+        Of what a disk stands on, only what libvirt knows: images under a QEMU domain that runs.
         """
-        return await self._connection.call(sources_in_use)
+        return await self._connection.call(domains.sources_in_use)
 
-    # ------------------------------------------------------------ domains made and removed
-    @property
-    def is_xen(self) -> bool:
-        """Whether the domains are Xen's; QEMU's otherwise."""
-        return self._xenstore is not None
+    async def interface_addresses(
+        self, uuid: str, source: Literal["lease", "agent"]
+    ) -> dict[str, Any]:
+        """What libvirt's interfaceAddresses says, untrusted where the guest's agent says it.
 
+        Empty where there is no such source, or no such domain.
+        """
+        return await self._connection.call_apart(domains.interface_addresses, uuid, source)
+
+    # ------------------------------------------------------------ whole domains
     async def define(self, xml: str) -> None:
-        """Define a domain, unless one of its UUID exists; raises DomainExists, TemplateUnusable."""
-        await self._connection.call(define, xml)
+        """Define a domain; one that has its UUID already is left as it is.
+
+        Raises DomainExists where another has the name, TemplateUnusable where libvirt refuses.
+        """
+        await self._connection.call(lifecycle.define, xml)
 
     async def start(self, uuid: str) -> None:
-        """Start the domain, unless it runs; raises DomainNotFound, HypervisorFailed."""
-        await self._connection.call_apart(start, uuid)
+        """Start a domain that is off. Raises DomainNotFound, HypervisorFailed."""
+        await self._connection.call_apart(lifecycle.start, uuid)
 
     async def destroy_and_undefine(self, uuid: str) -> None:
-        """End the domain without asking its guest, and forget it; returns once it is gone."""
-        while await self._connection.call_apart(remove, uuid):  # noqa: ASYNC110 - libvirt's fact
-            await asyncio.sleep(_REMOVAL_POLL_SECONDS)
+        """End a domain at once and forget it; its disks' files are left alone, and held no more.
+
+        Returns when libvirt does not know it and, on Xen, no back end serves it any more. The
+        caller's time limit ends the wait. Raises HypervisorFailed.
+        """
+        try:
+            domid = (await self.find(uuid)).domid
+        except DomainNotFound:
+            return
+
+        async def is_there() -> bool:
+            if await self._connection.call_apart(lifecycle.remove, uuid):
+                return True
+            return bool(domid and self._xenstore and await back_ends_for(self._xenstore, domid))
+
+        await self._while(is_there)
 
     async def is_gone(self, uuid: str) -> bool:
         """Whether no domain has this UUID."""
@@ -111,21 +134,21 @@ class Hypervisor:
             return True
         return False
 
-    # ------------------------------------------------------------ attach, detach
+    # ------------------------------------------------------------ the config ISO
     async def attach(self, uuid: str, *, iso: Path, target: str | None) -> str:
         """Attach `iso` read-only, at `target` or at the best that is free; return the real target.
 
         Attached already: returns its target. Raises NoFreeTarget, HypervisorFailed.
         """
-        return await self._connection.call_apart(attach, uuid, iso, target)
+        return await self._connection.call_apart(disks.attach_iso, uuid, iso, target)
 
-    async def is_connected(self, uuid: str, iso: Path) -> bool:
+    async def is_connected(self, uuid: str, source: Path) -> bool:
         """Wait until the guest's driver has the disk; False where the disk is gone instead.
 
         Xen's attach returns before that. A QEMU guest's disk is a part of its machine at once.
         """
         live = await self.live_xml(uuid)
-        disk = live.disk_of(iso)
+        disk = live.disk_of(source)
         if disk is None or live.domid is None:
             return False
         if self._xenstore is None:
@@ -139,15 +162,14 @@ class Hypervisor:
         returned. The caller's time limit ends the wait. Raises DiskStillAttached where libvirt
         refuses.
         """
-        hint = self._connection.hint
-        await self._connection.call_apart(detach, uuid, iso)
-        while await self.has_disk(uuid, iso) or await self._back_ends(iso):
-            try:
-                async with asyncio.timeout(_DETACH_POLL_SECONDS):
-                    await hint.wait()
-            except TimeoutError:
-                pass  # no event came: it is read again all the same
-            hint = self._connection.hint
+
+        async def ask() -> None:
+            await self._connection.call_apart(disks.detach_iso, uuid, iso)
+
+        async def is_there() -> bool:
+            return await self.has_disk(uuid, iso) or bool(await self._back_ends(iso))
+
+        await self._detach(ask, is_there)
         return self._free_loops(iso)
 
     async def prove_absence(self, uuid: str, *, iso: Path) -> None:
@@ -158,11 +180,85 @@ class Hypervisor:
         if holders:
             raise DiskStillAttached(f"{iso.name} is still held by {', '.join(holders)}")
 
-    async def _back_ends(self, iso: Path) -> list[str]:
-        return [] if self._xenstore is None else await back_ends_of(self._xenstore, iso)
+    # ------------------------------------------------------------ data disks
+    async def attach_data_disk(
+        self, uuid: str, *, chain: DiskChain, serial: str, target: str | None, persistent: bool
+    ) -> str:
+        """Attach a writable disk, at `target` or at the first that is free; return the real target.
 
-    def _loops(self, iso: Path) -> list[str]:
-        return [] if self._xenstore is None else list(loops_of(iso))
+        `persistent`: it is there after the next start as well, and a domain that is off takes it.
+        `is_connected` waits for the guest's driver. Attached already: returns its target. Raises
+        NoFreeTarget, DomainNotRunning, VhdNeedsTapdisk, HypervisorFailed.
+        """
+        disk = DataDisk(chain, serial)
+        return await self._connection.call_apart(
+            disks.attach_data_disk, uuid, disk, target, persistent=persistent
+        )
+
+    async def detach_data_disk(self, uuid: str, *, source: Path, persistent: bool) -> None:
+        """Detach a data disk and wait until nothing has it, as `holders_of` looks for it.
+
+        Returns at once where that is so. A guest that does not answer keeps its disk: the caller's
+        time limit ends the wait, and `prove_detached` says what is still so. Raises
+        DiskStillAttached where libvirt refuses.
+        """
+
+        async def ask() -> None:
+            await self._connection.call_apart(
+                disks.detach_data_disk, uuid, source, persistent=persistent
+            )
+
+        async def is_there() -> bool:
+            return bool(await self.holders_of(uuid, source=source, persistent=persistent))
+
+        await self._detach(ask, is_there)
+
+    async def prove_detached(self, uuid: str, *, source: Path, persistent: bool) -> None:
+        """Raises DiskStillAttached, with every place where the disk still is."""
+        if holders := await self.holders_of(uuid, source=source, persistent=persistent):
+            raise DiskStillAttached(f"{source.name} is still held: {', '.join(holders)}")
+
+    async def holders_of(self, uuid: str, *, source: Path, persistent: bool) -> list[str]:
+        """Where a data disk is: the domain's XML, Xen's back ends, loop devices."""
+        place = await self._connection.call(
+            disks.find_data_disk, uuid, source, persistent=persistent
+        )
+        xml = [] if place is None else [place]
+        return [*xml, *await self._back_ends(source), *self._loops(source)]
+
+    # ------------------------------------------------------------ waiting
+    async def _detach(
+        self, ask: Callable[[], Awaitable[None]], is_there: Callable[[], Awaitable[bool]]
+    ) -> None:
+        """Ask for a detach, and again now and then while the disk is anywhere."""
+        clock = asyncio.get_running_loop().time
+        await ask()
+        asked = clock()
+
+        async def is_still_there() -> bool:
+            nonlocal asked
+            if clock() - asked >= _ASK_AGAIN_SECONDS:
+                with contextlib.suppress(DiskStillAttached):  # the guest has been told already
+                    await ask()
+                asked = clock()
+            return await is_there()
+
+        await self._while(is_still_there)
+
+    async def _while(self, is_so: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until it is so no more; any event of libvirt's makes it look at once."""
+        hint = self._connection.hint
+        while await is_so():
+            with contextlib.suppress(TimeoutError):  # no event came: it is read again all the same
+                async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
+                    await hint.wait()
+            hint = self._connection.hint
+
+    async def _back_ends(self, source: Path) -> list[str]:
+        return [] if self._xenstore is None else await back_ends_of(self._xenstore, source)
+
+    def _loops(self, source: Path) -> list[str]:
+        return [] if self._xenstore is None else list(loops_of(source))
 
     def _free_loops(self, iso: Path) -> str | None:
         names = self._loops(iso)

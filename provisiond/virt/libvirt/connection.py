@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
@@ -105,7 +106,7 @@ class Connection:
             log.info("connected to %s", self.uri)
 
     def _closed(self, connection: Any, reason: int, _opaque: Any) -> None:
-        self._loop.call_soon_threadsafe(self._lose, connection, f"reason {reason}")
+        self._enter(self._lose, connection, f"reason {reason}")
 
     def _lose(self, connection: Any, why: str) -> None:
         """Take note that a connection is dead; a later one may be at work already."""
@@ -114,7 +115,15 @@ class Connection:
             log.warning("the connection to %s was lost (%s)", self.uri, why)
 
     def _event(self, *_details: Any) -> None:
-        self._loop.call_soon_threadsafe(self._wake)
+        self._enter(self._wake)
+
+    def _enter(self, function: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        """Into the event loop, from libvirt's thread, which may call after the loop has ended.
+
+        To take the callbacks back would be a call to a libvirtd that may hang.
+        """
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(partial(function, *args, **kwargs))
 
     def _wake(self) -> None:
         self._hint.set()

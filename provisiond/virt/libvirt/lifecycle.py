@@ -16,6 +16,8 @@ _UNUSABLE = (
     libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
     libvirt.VIR_ERR_INVALID_ARG,
     libvirt.VIR_ERR_OS_TYPE,
+    libvirt.VIR_ERR_NO_SOURCE,
+    libvirt.VIR_ERR_NO_TARGET,
 )
 
 # What belongs to a domain besides its XML. The QEMU driver wants all of these named; libxl knows
