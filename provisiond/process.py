@@ -1,4 +1,8 @@
-"""Other programs: started here alone, never through a shell, never left behind."""
+"""Other programs: started here alone, never through a shell, never left behind.
+
+`run` and `output_of` are the daemon's; a command that its user's terminal goes to is handed it by
+`hand_over`, and takes this process's place by `become`.
+"""
 
 import asyncio
 import logging
@@ -11,10 +15,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from provisiond.errors import ToolFailed
 
 MIB = 1024 * 1024
+# An ignored signal stays ignored in the program that takes our place; it expects neither.
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 STDERR_TAIL = 2000  # characters of a failed tool's own words that go into the error
 
 log = logging.getLogger(__name__)
@@ -71,13 +78,58 @@ async def output_of(argv: Sequence[str | Path]) -> AsyncIterator[asyncio.StreamR
         yield _open(process.stdout)
 
 
+async def hand_over(argv: Sequence[str | Path]) -> int:
+    """Lets a program have this process's stdin, stdout and stderr to its end; its exit status.
+
+    It stays in this process group, so Ctrl-C on the terminal reaches it. An absent program is
+    ToolFailed.
+    """
+    words = _logged(argv)
+    try:
+        process = await asyncio.create_subprocess_exec(*words)
+    except OSError as error:
+        raise _not_started(words, error) from error
+    try:
+        return await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await asyncio.shield(process.wait())
+
+
+def become(argv: Sequence[str | Path]) -> NoReturn:
+    """Replaces this process by a program: the terminal, the PID and the exit status are its own.
+
+    Where it cannot be started this process goes on, with ToolFailed. What is still to be written
+    has to be flushed before.
+    """
+    words = _logged(argv)
+    for number in _IGNORED_BY_PYTHON:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(words[0], words)  # noqa: S606 - a list, no shell
+    except OSError as error:
+        for number in _IGNORED_BY_PYTHON:
+            signal.signal(number, signal.SIG_IGN)
+        raise _not_started(words, error) from error
+
+
+def _logged(argv: Sequence[str | Path]) -> list[str]:
+    words = [str(word) for word in argv]
+    log.debug("%s", shlex.join(words))
+    return words
+
+
+def _not_started(words: list[str], error: OSError) -> ToolFailed:
+    return ToolFailed(f"{words[0]} cannot be started: {error.strerror}")
+
+
 @asynccontextmanager
 async def _started(
     argv: Sequence[str | Path], *, stdin: int, stderr: int
 ) -> AsyncIterator[Process]:
     """The program in a session of its own; when the block is left nothing of it goes on."""
-    words = [str(word) for word in argv]
-    log.debug("%s", shlex.join(words))
+    words = _logged(argv)
     starting = asyncio.create_task(
         asyncio.create_subprocess_exec(
             *words, stdin=stdin, stdout=PIPE, stderr=stderr, start_new_session=True
@@ -86,7 +138,7 @@ async def _started(
     try:
         process = await asyncio.shield(starting)
     except OSError as error:
-        raise ToolFailed(f"{words[0]} cannot be started: {error.strerror}") from error
+        raise _not_started(words, error) from error
     except asyncio.CancelledError:
         # A start that is cancelled half-way would leave behind what the program has started.
         with suppress(OSError):

@@ -1,5 +1,6 @@
 """VHD files: overlays read back by libvhdi, bases by qemu-img too, and hostile ones refused."""
 
+import asyncio
 import json
 import os
 import stat
@@ -257,6 +258,25 @@ async def test_a_name_that_tapdisk_cannot_read_is_refused(folder: Path, threads:
     with pytest.raises(ImageRefused, match="x: "):
         await create_differencing(folder / "x", parent=raw_image(raw), size=MIB, threads=threads)
     assert not (folder / "x").exists()
+
+
+async def test_an_overlay_is_whole_or_absent_wherever_its_making_is_cancelled(
+    folder: Path, base: DiskImage, threads: Threads
+) -> None:
+    part = folder / "disks" / "web1.vhd"
+    ends = set()
+    for turns in range(100):
+        making = asyncio.create_task(
+            create_differencing(part, parent=base, size=BASE_SIZE, threads=threads)
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        making.cancel()
+        await asyncio.wait([making])
+        ends.add(making.cancelled())
+        assert part.exists() is not making.cancelled()
+        part.unlink(missing_ok=True)
+    assert True in ends
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ import logging
 import os
 import select
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from provisiond.errors import ToolFailed
-from provisiond.process import output_of, run
+from provisiond.process import become, hand_over, output_of, run
 
 SOON = 10  # seconds; far more than any of this takes
 
@@ -158,3 +159,70 @@ async def test_a_program_that_is_heard_may_talk_for_ever_and_keeps_no_memory() -
     await run(["sh", "-c", script], hear=lambda line: lengths.append(len(line)), limit_output=1000)
     assert lengths[-1] == len("end")
     assert max(lengths) <= 4096
+
+
+# ---------------------------------------------------------------- a command's own terminal
+HAND_OVER = """
+import asyncio, sys
+from provisiond.process import hand_over
+sys.exit(asyncio.run(hand_over(sys.argv[1:])))
+"""
+BECOME = """
+import os, sys
+from provisiond.process import become
+print(os.getpid(), flush=True)
+become(sys.argv[1:])
+"""
+
+
+async def in_python(script: str, *argv: str, stdin: bytes = b"") -> tuple[int, str]:
+    """How a Python that runs `script` with a program's words ends, and what is said on stdout."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, *argv),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate(stdin)
+    return await process.wait(), out.decode()
+
+
+async def test_a_program_that_is_handed_the_terminal_stays_in_the_group_and_its_status_is_told(
+    tmp_path: Path,
+) -> None:
+    words = tmp_path / "words.py"
+    words.write_text("import os, sys; print(input(), os.getpgrp()); sys.exit(7)")
+    status, said = await in_python(HAND_OVER, sys.executable, str(words), stdin=b"typed\n")
+    assert status == 7
+    assert said.split() == ["typed", str(os.getpgrp())]
+
+
+async def test_a_program_that_has_the_terminal_ends_with_the_one_who_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    fifo = tmp_path / "pid"
+    os.mkfifo(fifo)
+    task = asyncio.create_task(hand_over(["sh", "-c", f"echo $$ >{fifo}; exec sleep 1000"]))
+    pid = await asyncio.to_thread(fifo.read_text)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    end_of(int(pid))
+
+
+async def test_a_program_that_takes_our_place_has_our_pid_and_no_signal_is_ignored() -> None:
+    status, said = await in_python(
+        BECOME, "sh", "-c", "echo $$; grep SigIgn: /proc/self/status; exit 7"
+    )
+    ours, its, _, ignored = said.split()
+    assert (status, ours) == (7, its)
+    assert not int(ignored, 16) & 1 << (signal.SIGPIPE - 1)
+    assert not int(ignored, 16) & 1 << (signal.SIGXFSZ - 1)
+
+
+async def test_a_program_that_is_not_there_takes_nobodys_place(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGPIPE)
+    with pytest.raises(ToolFailed, match="/nowhere cannot be started: No such file"):
+        become([tmp_path / "nowhere"])
+    assert signal.getsignal(signal.SIGPIPE) == before
+    with pytest.raises(ToolFailed, match="/nowhere cannot be started: No such file"):
+        await hand_over([tmp_path / "nowhere"])
