@@ -2,25 +2,27 @@
 
 provision.py         the story: every step in order, and undo; story.py, what all stories share
 new_guest.py         the overlay and the domain that a story makes; destroy.py, their end
+data_disk.py         the stories of disks hot-added and taken away
 base_jobs.py, overlay_job.py    the stories of golden bases and of overlays
 job.py, plan.py      what a job is and how its state may go; where its things are
 api/requests.py, guest_config.py    what may be asked; api/replies.py, what is answered
 disk/                images: chains, formats, what is refused; golden bases; disks
 iso/                 the config ISO: its files; how it is written, checked and destroyed
 virt/                domains and disks: the XML; libvirt; both ends of a Xen disk; does KVM work?
-guest/               the guest's word: its grammar; how it reaches us
+guest/               the guest's word: its grammar; how it reaches us; its addresses
 xenstore/            xenstore: its wire, a connection, the client, which domid a VM has
 ports.py             what more than one adapter can do
 store.py             the facts, kept (schema.py has its tables)
 admission.py         may a request become a job?
 supervisor.py        jobs become tasks: one a subject, bounded, resumed at start
-inventory.py         the bases and disks that are there
+inventory.py         the domains, bases and disks that are there
 api/server.py        HTTP on a Unix socket; api/client.py is the other end
 daemon.py            everything put together and served
-cli/                 provisionctl, with display.py, progress.py, guest_options.py and doctor.py
+cli/                 provisionctl, with display.py, tables.py, progress.py, guest_options.py,
+                     reach.py (ssh) and doctor.py
 
 Beside the way: settings.py, errors.py, password.py (its hash), metrics.py, systemd.py, threads.py
-(blocking calls), process.py (other programs).
+(blocking calls), process.py (other programs), sizes.py.
 """
 
 __version__ = "0.1.0"

@@ -6,15 +6,20 @@ Nothing is changed here. Each refusal says what the operator has to do first.
 from dataclasses import dataclass, replace
 
 from provisiond.api.requests import (
+    AttachDiskRequest,
     CreateOverlayRequest,
     DestroyRequest,
+    DetachDiskRequest,
     ImportBaseRequest,
     ProvisionRequest,
     Request,
     VerifyBaseRequest,
 )
 from provisiond.base_jobs import order_of
+from provisiond.data_disk import name_of_new
 from provisiond.errors import (
+    DiskInUse,
+    DiskNotFound,
     DiskStillAttached,
     DomainBusy,
     DomainExists,
@@ -25,6 +30,7 @@ from provisiond.errors import (
 )
 from provisiond.plan import CHANNEL_NAME, iso_folder, plan_uuid
 from provisiond.story import Tools
+from provisiond.virt.disk_xml import refuse_misread
 from provisiond.virt.libvirt import Domain
 from provisiond.virt.template import read_template
 from provisiond.virt.xml import DomainXml, free_targets
@@ -34,13 +40,14 @@ from provisiond.virt.xml import DomainXml, free_targets
 class Subject:
     """What a job works on; `works_on` is the key under which it is alone.
 
-    `disk` is the file that goes with a domain which is destroyed.
+    `disk` is the file that a detach takes away, `removes` those that a destroy removes.
     """
 
     name: str
     works_on: str
     domain_uuid: str | None = None
     disk: str | None = None
+    removes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, domain: Domain) -> "Subject":
@@ -63,6 +70,10 @@ class Admission:
                 return await self._new_guest(request, job_id)
             case DestroyRequest():
                 return await self._guest_to_destroy(request)
+            case AttachDiskRequest():
+                return await self._disk_to_attach(request, job_id)
+            case DetachDiskRequest():
+                return await self._disk_to_detach(request)
             case CreateOverlayRequest():
                 return await self._new_overlay(request)
             case ImportBaseRequest():
@@ -115,11 +126,52 @@ class Admission:
     async def _guest_to_destroy(self, request: DestroyRequest) -> Subject:
         domain = await self._tools.hypervisor.details(request.domain)
         subject = await self._idle(Subject.of(domain))
-        if domain.made_by is None:
-            if not request.force:
-                raise NotMadeHere(f"{domain.name}: provisiond has not made this domain")
+        if domain.made_by is None and not request.force:
+            raise NotMadeHere(f"{domain.name}: provisiond has not made this domain")
+        removes = [] if domain.made_by is None else [domain.made_by.disk]
+        if request.remove_data:
+            in_use = await self._tools.hypervisor.sources_in_use()
+            removes += [path for path, name in in_use.items() if name == domain.name]
+        ours = dict.fromkeys(str(path) for path in removes if self._tools.disks.is_ours(path))
+        return replace(subject, removes=tuple(ours))
+
+    # ------------------------------------------------------------ data disks
+    async def _disk_to_attach(self, request: AttachDiskRequest, job_id: str) -> Subject:
+        tools = self._tools
+        domain = await tools.hypervisor.find(request.domain)
+        if not (request.persistent and domain.domid is None):
+            _refuse_stopped(domain)
+        subject = await self._idle(Subject.of(domain))
+        if request.disk is None:
+            name = name_of_new(request, domain.name, job_id=job_id)
+            await tools.disks.admit_blank(name=name)
             return subject
-        return replace(subject, disk=str(domain.made_by.disk))
+        chain = await tools.disks.read_chain(request.disk)
+        refuse_misread(chain, is_xen=tools.hypervisor.is_xen)
+        path = chain.top.path
+        if path in (in_use := await tools.hypervisor.sources_in_use()):
+            raise DiskInUse(f"{request.disk}: the domain {in_use[path]} has it")
+        if (busy := await tools.store.unfinished_with_disk(request.disk, path)) is not None:
+            raise DiskInUse(f"{request.disk}: job {busy.id} has it ({busy.state})")
+        return subject
+
+    async def _disk_to_detach(self, request: DetachDiskRequest) -> Subject:
+        domain = await self._tools.hypervisor.details(request.domain)
+        subject = await self._idle(Subject.of(domain))
+        disk = next((one for one in domain.disks if one.target == request.target), None)
+        if disk is None:
+            raise DiskNotFound(f"{domain.name}: has no disk {request.target}")
+        if disk.source is None or not self._tools.disks.is_ours(disk.source):
+            raise NotMadeHere(
+                f"{domain.name}: {disk.target} is no disk that provisiond has made",
+                hint=f"Detach it yourself: virsh detach-disk {domain.name} {disk.target}",
+            )
+        if domain.made_by is not None and domain.made_by.disk == disk.source:
+            raise DiskInUse(
+                f"{domain.name}: {disk.target} is what the domain was made with",
+                hint="It goes with its domain: provisionctl destroy.",
+            )
+        return replace(subject, disk=str(disk.source))
 
     # ------------------------------------------------------------ images
     async def _new_overlay(self, request: CreateOverlayRequest) -> Subject:

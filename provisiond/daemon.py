@@ -98,7 +98,7 @@ async def serve(settings: Settings) -> None:
             app = create_app(
                 supervisor=supervisor,
                 store=store,
-                inventory=Inventory(tools),
+                inventory=Inventory(tools, xen.xenstore if xen else None),
                 hypervisor=hypervisor,
                 xenstore=xen.xenstore if xen else None,
                 metrics=metrics,

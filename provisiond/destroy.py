@@ -1,4 +1,4 @@
-"""The end of a guest: its domain is ended and undefined, then the disk made for it is removed.
+"""The end of a guest: its domain is ended and undefined, then the disks made for it are removed.
 
 ACCEPTED → DOMAIN_REMOVED → SUCCEEDED
 libvirt refuses, cancel or deadline: FAILED, unless the domain is gone all the same
@@ -7,13 +7,13 @@ libvirt refuses, cancel or deadline: FAILED, unless the domain is gone all the s
 from pathlib import Path
 
 from provisiond.api.replies import JobState
-from provisiond.errors import DiskInUse, DiskNotFound
+from provisiond.data_disk import remove_disk
 from provisiond.job import Failure, Job
 from provisiond.story import Story, Tools
 
 
 class Destroying(Story):
-    """The story of a destroy; which disk goes with the domain was read when it was accepted."""
+    """The story of a destroy; which disks go with the domain was read when it was accepted."""
 
     def __init__(self, job: Job, tools: Tools) -> None:
         super().__init__(job, tools)
@@ -37,20 +37,11 @@ class Destroying(Story):
         await super()._turn_back(failure)
 
     async def _finish(self) -> None:
-        await self._until_done("its disk cannot be removed yet", self._remove_disk)
+        said = [await self._remove(Path(path)) for path in self.job.removes]
+        detail = "; ".join(said) or "its disks are none of ours and stay"
+        await self._insist(JobState.SUCCEEDED, detail)
 
-    async def _remove_disk(self) -> None:
-        """Remove the disk that was made for it, unless another domain has it by now."""
-        if self.job.disk is None:
-            await self._insist(JobState.SUCCEEDED, "its disks are none of ours and stay")
-            return
-        disk = Path(self.job.disk)
-        in_use = await self._tools.hypervisor.sources_in_use()
-        try:
-            await self._tools.disks.remove(disk.stem, in_use=in_use)
-        except DiskNotFound:
-            await self._insist(JobState.SUCCEEDED, f"{disk.name} is gone")
-        except DiskInUse as error:
-            await self._insist(JobState.SUCCEEDED, f"its disk stays: {error}")
-        else:
-            await self._insist(JobState.SUCCEEDED, f"{disk.name} removed")
+    async def _remove(self, path: Path) -> str:
+        return await self._until_done(
+            f"{path.name} cannot be removed yet", lambda: remove_disk(path, self._tools)
+        )

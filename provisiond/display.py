@@ -1,4 +1,4 @@
-"""What provisionctl shows of jobs, domains, checks and errors: for a person, and for a pipe.
+"""What provisionctl shows of jobs, checks and errors: for a person, and for a pipe.
 
 Names and messages come from guests and from libvirt. None of them is read as markup here, and what
 a terminal could obey is replaced before it gets there.
@@ -11,23 +11,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from provisiond.api.replies import (
-    BaseView,
-    DiskView,
-    DomainView,
-    ErrorReply,
-    EventView,
-    FailureView,
-    JobState,
-    JobView,
-)
+from provisiond.api.replies import ErrorReply, EventView, FailureView, JobState, JobView
+from provisiond.api.requests import JobKind
 from provisiond.doctor import Check, Level
 
 SHORT_ID = 8  # digits of a job's id that a person is shown in a table
 _COLOURS = {JobState.SUCCEEDED: "green", JobState.FAILED: "red", JobState.UNDOING: "yellow"}
 _LEVEL_COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 _MINUTE = 60
-_NEXT_UNIT = 1024
+# What a kind of job works on, where that is no domain.
+_NOUNS = {
+    JobKind.CREATE_OVERLAY: "overlay",
+    JobKind.IMPORT_BASE: "base",
+    JobKind.VERIFY_BASE: "base",
+}
 
 
 class _Console(Console):
@@ -57,16 +54,6 @@ def seconds(count: float) -> str:
     if count < _MINUTE:
         return f"{count:.1f} s"
     return f"{int(count) // _MINUTE}:{int(count) % _MINUTE:02}"
-
-
-def size(count: int) -> str:
-    """`count` bytes as a person reads them: 512 B, 8.0 MiB, 20.0 GiB."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < _NEXT_UNIT or unit == "TiB":
-            break
-        value /= _NEXT_UNIT
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def time_of_day(at: datetime) -> str:
@@ -99,78 +86,10 @@ def show_jobs(console: Console, jobs: Sequence[JobView]) -> None:
         )
         for job in jobs
     ]
-    _show_rows(console, ("JOB", "KIND", "SUBJECT", "STATE", "CREATED", "FAILURE"), rows)
+    show_rows(console, ("JOB", "KIND", "SUBJECT", "STATE", "CREATED", "FAILURE"), rows)
 
 
-def show_domains(console: Console, domains: Sequence[DomainView]) -> None:
-    """The domains of the host."""
-    rows = [
-        (
-            Text(printable(domain.name)),
-            Text("-" if domain.domid is None else str(domain.domid)),
-            Text(domain.state, style="" if domain.domid is None else "green"),
-            Text(domain.uuid),
-            Text(domain.job_id or "-"),
-        )
-        for domain in domains
-    ]
-    _show_rows(console, ("DOMAIN", "ID", "STATE", "UUID", "JOB"), rows)
-
-
-def show_bases(console: Console, bases: Sequence[BaseView]) -> None:
-    """The golden bases."""
-    rows = [
-        (
-            Text(base.name),
-            Text(base.format),
-            Text(size(base.virtual_size)),
-            Text(size(base.file_size)),
-            Text(str(len(base.overlays))),
-            Text("as imported" if base.changed is None else printable(base.changed)),
-        )
-        for base in bases
-    ]
-    _show_rows(console, ("BASE", "FORMAT", "SIZE", "FILE", "OVERLAYS", "STATE"), rows)
-
-
-def show_base(console: Console, base: BaseView) -> None:
-    """All that is known of a base."""
-    facts = (
-        ("base", base.name),
-        ("file", base.path),
-        ("format", base.format),
-        ("size", f"{size(base.virtual_size)} ({base.virtual_size} bytes)"),
-        ("file size", size(base.file_size)),
-        ("SHA-256", base.sha256),
-        ("source", base.source),
-        ("parent", base.parent or "-"),
-        ("imported", exact_time(base.imported_at)),
-        ("immutable", "yes" if base.immutable else "no: its file system has no such flag"),
-        ("state", base.changed or "as imported"),
-        ("overlays", ", ".join(base.overlays) or "-"),
-    )
-    for name, value in facts:
-        line = Text.assemble((f"{name + ':':<14}", "bold"), printable(value))
-        console.print(line, soft_wrap=True)
-
-
-def show_disks(console: Console, disks: Sequence[DiskView]) -> None:
-    """The disks that provisiond made."""
-    rows = [
-        (
-            Text(disk.name),
-            Text(disk.format),
-            Text(size(disk.virtual_size)),
-            Text(size(disk.file_size)),
-            Text(printable(disk.base or "-")),
-            Text(printable(disk.domain or "-")),
-        )
-        for disk in disks
-    ]
-    _show_rows(console, ("DISK", "FORMAT", "SIZE", "FILE", "BASE", "DOMAIN"), rows)
-
-
-def _show_rows(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+def show_rows(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
     """A table for a person; one line a row and a tab between two columns for a pipe."""
     if not console.is_terminal:
         for row in (columns, *rows):
@@ -188,13 +107,17 @@ def _date_and_time(at: datetime) -> str:
     return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def show_fact(console: Console, name: str, value: str, style: str = "") -> None:
+    """One line of all that is known of one thing."""
+    line = Text.assemble((f"{name + ':':<14}", "bold"), (printable(value), style))
+    console.print(line, soft_wrap=True)
+
+
 # ---------------------------------------------------------------- one job
 def show_job(console: Console, job: JobView) -> None:
     """All that is known of a job."""
     for name, value in _facts(job):
-        style = state_style(job.state) if name == "state" else ""
-        line = Text.assemble((f"{name + ':':<14}", "bold"), (printable(value), style))
-        console.print(line, soft_wrap=True)
+        show_fact(console, name, value, state_style(job.state) if name == "state" else "")
     if job.history:
         say(console, "history:", "bold")
         for event in job.history:
@@ -208,13 +131,12 @@ def show_job(console: Console, job: JobView) -> None:
 def _facts(job: JobView) -> Iterator[tuple[str, str]]:
     yield "job", job.id
     yield "kind", job.kind
-    yield (
-        "subject",
-        job.subject if job.domain_uuid is None else f"{job.subject} ({job.domain_uuid})",
-    )
+    yield _NOUNS.get(job.kind, "domain"), _subject(job)
     yield "state", job.state + (" (cancel requested)" if job.cancel_requested else "")
+    if job.progress is not None:
+        yield "progress", f"{job.progress.doing}, {job.progress.fraction:.0%}"
     yield "request_id", job.request_id
-    if job.generation:
+    if job.kind is JobKind.PROVISION:
         yield "generation", str(job.generation)
     yield "created", exact_time(job.created_at)
     yield ("ended" if job.state.ended else "updated"), exact_time(job.updated_at)
@@ -229,6 +151,10 @@ def _facts(job: JobView) -> Iterator[tuple[str, str]]:
         yield from failure_facts(job.failure)
     if job.proof is not None:
         yield "proof", _proof(job)
+
+
+def _subject(job: JobView) -> str:
+    return job.subject if job.domain_uuid is None else f"{job.subject} ({job.domain_uuid})"
 
 
 def failure_facts(failure: FailureView) -> Iterator[tuple[str, str]]:
@@ -249,7 +175,9 @@ def _proof(job: JobView) -> str:
         "ISO overwritten and unlinked": proof.iso_overwritten_and_unlinked,
         "ISO's file absent": proof.iso_file_absent,
     }
-    facts = ", ".join(f"{what}: {'yes' if true else 'no'}" for what, true in looked_at.items())
+    facts = ", ".join(
+        f"{what}: {'yes' if true else 'no'}" for what, true in looked_at.items() if true is not None
+    )
     return f"{facts} ({exact_time(proof.at)})"
 
 

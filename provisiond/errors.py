@@ -175,10 +175,10 @@ class ImageNotFound(ProvisionError):
 
 
 class DiskNotFound(ProvisionError):
-    """No disk has this name."""
+    """No disk has this name, or the domain has none at this target."""
 
     code = "disk_not_found"
-    default_hint = "provisionctl disk list shows those that exist."
+    default_hint = "provisionctl disk list shows those that exist, domains those attached."
 
 
 class DiskExists(ProvisionError):
@@ -189,10 +189,10 @@ class DiskExists(ProvisionError):
 
 
 class DiskInUse(ProvisionError):
-    """A domain has the disk."""
+    """A domain has the disk, or a job works on it."""
 
     code = "disk_in_use"
-    default_hint = "Take it out of that domain first."
+    default_hint = "Detach it first, or destroy the domain; a job shows when it has ended."
 
 
 class SizeTooSmall(ProvisionError):
@@ -238,6 +238,13 @@ class NoGuestChannel(ProvisionError):
         "Add <channel type='unix'><target type='virtio' name='org.provisiond.0'/></channel> "
         "to the domain and start it again."
     )
+
+
+class NoAddress(ProvisionError):
+    """Nobody tells an address of the guest."""
+
+    code = "no_address"
+    default_hint = "Is it running, and its network up? provisionctl domains shows what is known."
 
 
 class NoFreeTarget(ProvisionError):

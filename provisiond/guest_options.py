@@ -6,7 +6,8 @@ Only what the options mean among themselves is judged here (wrong usage); the da
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from dataclasses import dataclass
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -14,6 +15,68 @@ Config = dict[str, Any]
 
 _SECRETS = ("password", "password_hash")
 _LONGEST_LINE = 4096  # bytes; the daemon takes far fewer
+_AGAIN = "May be given again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestOptions:
+    """What the guest shall become, as the commands that configure one take it."""
+
+    ip: Annotated[str | None, typer.Option(metavar="CIDR", help="Such as 192.0.2.10/24.")] = None
+    gateway: Annotated[str | None, typer.Option(metavar="ADDRESS")] = None
+    hostname: Annotated[str | None, typer.Option(metavar="NAME")] = None
+    nameserver: Annotated[list[str] | None, typer.Option(metavar="ADDRESS", help=_AGAIN)] = None
+    search: Annotated[list[str] | None, typer.Option(metavar="DOMAIN", help=_AGAIN)] = None
+    user: Annotated[str | None, typer.Option(help="Whose password and keys; left out: root.")] = (
+        None
+    )
+    password_stdin: Annotated[
+        bool,
+        typer.Option(
+            "--password-stdin", help="Read it from stdin's first line; a terminal asks for it."
+        ),
+    ] = False
+    password_hash_stdin: Annotated[
+        bool, typer.Option("--password-hash-stdin", help="The same, for a crypt(5) hash.")
+    ] = False
+    ssh_key: Annotated[
+        list[typer.FileText] | None,
+        typer.Option(metavar="FILE", encoding="utf-8", help=f"Public keys, one a line. {_AGAIN}"),
+    ] = None
+    timezone: Annotated[str | None, typer.Option(metavar="ZONE")] = None
+    config: Annotated[
+        typer.FileText | None,
+        typer.Option(
+            metavar="FILE",
+            encoding="utf-8",
+            help="The request's whole 'config' as JSON, '-' for stdin; options win over it.",
+        ),
+    ] = None
+    target: Annotated[
+        str | None, typer.Option(help="The ISO's disk target, such as sdb or xvdp.")
+    ] = None
+
+    def read(self, *, mac: str | None = None) -> Config:
+        """The request's `config`, with the secret that is read from stdin.
+
+        `mac` tells whose the address is; left out, the first interface's.
+        """
+        options = {
+            "hostname": self.hostname,
+            "nameservers": self.nameserver,
+            "search": self.search,
+            "user": self.user,
+            "ssh_authorized_keys": read_keys(self.ssh_key or []),
+            "timezone": self.timezone,
+        }
+        whole = with_options(read_config(self.config), options)
+        whole = with_network(whole, ip=self.ip, gateway=self.gateway, mac=mac)
+        if "hostname" not in whole:
+            raise typer.BadParameter("a guest needs a name", param_hint="--hostname")
+        secret = read_secret(
+            clear=self.password_stdin, hashed=self.password_hash_stdin, config=self.config
+        )
+        return with_secret(whole, secret)
 
 
 def with_options(config: Config, options: Config) -> Config:

@@ -55,6 +55,12 @@ TRANSITIONS: Mapping[JobKind, _Ways] = MappingProxyType(
         JobKind.DESTROY: _ways(
             _S.ACCEPTED, _S.DOMAIN_REMOVED, _S.SUCCEEDED, irrevocable=_S.DOMAIN_REMOVED
         ),
+        JobKind.ATTACH_DISK: _ways(
+            _S.ACCEPTED, _S.DISKS_CREATED, _S.DISK_ATTACHED, _S.SUCCEEDED, undo=True
+        ),
+        JobKind.DETACH_DISK: _ways(
+            _S.ACCEPTED, _S.DISK_DETACHED, _S.SUCCEEDED, irrevocable=_S.DISK_DETACHED
+        ),
         JobKind.CREATE_OVERLAY: _ways(_S.ACCEPTED, _S.DISKS_CREATED, _S.SUCCEEDED, undo=True),
         JobKind.IMPORT_BASE: _ways(_S.ACCEPTED, _S.IMAGE_WRITTEN, _S.SUCCEEDED, undo=True),
         JobKind.VERIFY_BASE: _ways(_S.ACCEPTED, _S.SUCCEEDED),
@@ -80,11 +86,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was looked at after the end of the config ISO, and when (Unix seconds)."""
+    """What was looked at after a detach, and when (Unix seconds); None is what only an ISO has."""
 
     disk_absent_from_live_xml: bool
-    iso_overwritten_and_unlinked: bool
-    iso_file_absent: bool
+    iso_overwritten_and_unlinked: bool | None
+    iso_file_absent: bool | None
     at: float
     back_end_absent: bool = False
 
@@ -94,7 +100,8 @@ class Job:
     """One request and all that became of it; holds no secret, so it can be stored and shown.
 
     `subject` is the name of what it works on, `works_on` the key under which no other unfinished
-    job may work on it ("domain web1", "base debian12"). `disk` is the file of a disk that it made.
+    job may work on it ("domain web1", "base debian12"). `disk` is the file of the disk that it has
+    made, has attached or takes away, `removes` those that go with a domain which is destroyed.
     """
 
     id: str
@@ -112,6 +119,7 @@ class Job:
     cancel_requested: bool = False
     target: str | None = None
     disk: str | None = None
+    removes: tuple[str, ...] = ()
     attached_at: float | None = None
     detached_at: float | None = None
     failure: Failure | None = None

@@ -38,7 +38,17 @@ _DOING: dict[JobKind, dict[JobState, str]] = {
     },
     JobKind.DESTROY: {
         JobState.ACCEPTED: "ending the domain",
-        JobState.DOMAIN_REMOVED: "removing its disk",
+        JobState.DOMAIN_REMOVED: "removing its disks",
+    },
+    JobKind.ATTACH_DISK: {
+        JobState.ACCEPTED: "making the disk",
+        JobState.DISKS_CREATED: "attaching the disk",
+        JobState.DISK_ATTACHED: "waiting for the guest's driver",
+        **_UNDOING,
+    },
+    JobKind.DETACH_DISK: {
+        JobState.ACCEPTED: "waiting until the guest lets go of the disk",
+        JobState.DISK_DETACHED: "keeping or removing the disk",
     },
     JobKind.CREATE_OVERLAY: {
         JobState.ACCEPTED: "making the overlay",

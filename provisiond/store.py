@@ -154,6 +154,14 @@ class Store:
         query = "WHERE (works_on = ? OR domain_uuid = ?) AND NOT ended"
         return _first(await self._jobs(query, works_on, domain_uuid))
 
+    async def unfinished_with_disk(self, name: str, path: Path) -> Job | None:
+        """The first of the jobs at work that has to do with this disk, named or made by it."""
+        query = (
+            "WHERE NOT ended AND (job ->> '$.disk' = ?1 OR job ->> '$.request.disk' = ?2"
+            " OR ?1 IN (SELECT value FROM json_each(job, '$.removes'))) ORDER BY rowid LIMIT 1"
+        )
+        return _first(await self._jobs(query, str(path), name))
+
     async def of_domain(self, domain_uuid: str) -> list[Job]:
         """The newest 100 jobs that worked on this domain, newest first."""
         return await self._jobs(

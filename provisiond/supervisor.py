@@ -19,6 +19,7 @@ from provisiond.admission import Admission, Subject
 from provisiond.api.guest_config import GuestConfig
 from provisiond.api.requests import JobKind, ProvisionRequest, Request
 from provisiond.base_jobs import ImportingBase, VerifyingBase
+from provisiond.data_disk import AttachingDisk, DetachingDisk
 from provisiond.destroy import Destroying
 from provisiond.errors import (
     JobEnded,
@@ -43,6 +44,8 @@ _IMAGE_DEADLINE_SECONDS = 86400.0
 
 _STORIES: Mapping[JobKind, Callable[[Job, Tools], Story]] = {
     JobKind.DESTROY: Destroying,
+    JobKind.ATTACH_DISK: AttachingDisk,
+    JobKind.DETACH_DISK: DetachingDisk,
     JobKind.CREATE_OVERLAY: CreatingOverlay,
     JobKind.IMPORT_BASE: ImportingBase,
     JobKind.VERIFY_BASE: VerifyingBase,
@@ -173,6 +176,7 @@ class Supervisor:
             updated_at=now,
             deadline_at=now + (request.deadline_seconds or default),
             disk=subject.disk,
+            removes=subject.removes,
         )
 
     async def _generation(self, request: Request, subject: Subject, now: float) -> int:

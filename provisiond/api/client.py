@@ -135,14 +135,14 @@ class ProvisiondClient:
 
     def job(self, job_id: str) -> JobView:
         """One job with its history; a unique beginning of its id (4 digits or more) is enough."""
-        return self._ask(JobView, "GET", _job_path(job_id))
+        return self._ask(JobView, "GET", _path("jobs", job_id))
 
     def cancel(self, job_id: str) -> JobView:
         """Ask for the job's undoing; it ends as FAILED (cancelled) unless its guest is first.
 
         Returns before the undoing is over: `job_events` tells.
         """
-        return self._ask(JobView, "DELETE", _job_path(job_id))
+        return self._ask(JobView, "DELETE", _path("jobs", job_id))
 
     # ------------------------------------------------------------ events
     def job_events(self, job_id: str, *, after: int | None = None) -> Iterator[EventView]:
@@ -151,7 +151,7 @@ class ProvisiondClient:
         Ends when the job has ended. Nothing is lost or told twice when the daemon restarts.
         """
         job = self.job(job_id)
-        for event in self._follow(f"{_job_path(job.id)}/events", after or 0, job.id):
+        for event in self._follow(f"{_path('jobs', job.id)}/events", after or 0, job.id):
             yield event
             if event.state.ended:
                 return
@@ -207,25 +207,29 @@ class ProvisiondClient:
         """All domains of the host, by name."""
         return self._ask(DomainList, "GET", "/v1/domains").domains
 
+    def domain(self, name: str) -> DomainView:
+        """One domain of the host, by its name or UUID."""
+        return self._ask(DomainView, "GET", _path("domains", name))
+
     def bases(self) -> list[BaseView]:
-        """The golden bases, by name."""
+        """All golden bases, by name."""
         return self._ask(BaseList, "GET", "/v1/bases").bases
 
     def base(self, name: str) -> BaseView:
-        """One golden base."""
-        return self._ask(BaseView, "GET", f"/v1/bases/{_quoted(name)}")
+        """One golden base, and what stands on it."""
+        return self._ask(BaseView, "GET", _path("bases", name))
 
     def remove_base(self, name: str) -> None:
-        """Remove a base that nothing stands on."""
-        self._delete(f"/v1/bases/{_quoted(name)}")
+        """Remove a golden base that nothing stands on, with its file."""
+        self._request("DELETE", _path("bases", name))
 
     def disks(self) -> list[DiskView]:
-        """The disks that provisiond made, by name."""
+        """All disks that provisiond has made, by name."""
         return self._ask(DiskList, "GET", "/v1/disks").disks
 
     def remove_disk(self, name: str) -> None:
-        """Remove a disk that no domain has."""
-        self._delete(f"/v1/disks/{_quoted(name)}")
+        """Remove a disk that no domain has, with its data."""
+        self._request("DELETE", _path("disks", name))
 
     def health(self) -> HealthView:
         """Whether provisiond can take work; `ok` is False while libvirt is away."""
@@ -237,17 +241,14 @@ class ProvisiondClient:
 
     # ------------------------------------------------------------ one call
     def _ask(self, kind: type[_M], method: str, path: str, **more: Any) -> _M:
+        return _parse(kind, self._request(method, path, **more).content)
+
+    def _request(self, method: str, path: str, **more: Any) -> httpx.Response:
         with self._reaching():
             reply = self._http.request(method, path, **more)
         if not reply.is_success:
             raise _error_of(reply)
-        return _parse(kind, reply.content)
-
-    def _delete(self, path: str) -> None:
-        with self._reaching():
-            reply = self._http.delete(path)
-        if not reply.is_success:
-            raise _error_of(reply)
+        return reply
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -270,12 +271,8 @@ def _body_of(request: Request) -> dict[str, Any]:
     return body
 
 
-def _job_path(job_id: str) -> str:
-    return f"/v1/jobs/{_quoted(job_id)}"
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="", errors="surrogateescape")
+def _path(kind: str, name: str) -> str:
+    return f"/v1/{kind}/{quote(name, safe='', errors='surrogateescape')}"
 
 
 # ---------------------------------------------------------------- what comes back

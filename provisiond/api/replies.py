@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from provisiond.api.message import Message
 from provisiond.api.requests import DiskFormat, JobKind
@@ -20,6 +20,8 @@ class JobState(StrEnum):
     GUEST_CONFIGURED = "GUEST_CONFIGURED"
     ISO_DETACHED = "ISO_DETACHED"
     SUCCEEDED = "SUCCEEDED"
+    DISK_ATTACHED = "DISK_ATTACHED"
+    DISK_DETACHED = "DISK_DETACHED"
     DOMAIN_REMOVED = "DOMAIN_REMOVED"
     IMAGE_WRITTEN = "IMAGE_WRITTEN"
     UNDOING = "UNDOING"
@@ -42,16 +44,17 @@ class FailureView(Message):
 
 
 class ProofView(Message):
-    """That nothing of the config is left: each field is what was looked at, and when.
+    """That nothing of the config is left, or that nothing has a data disk any more.
 
+    Each field is what was looked at; null is what does not apply to a data disk.
     `iso_overwritten_and_unlinked` is false where there was no file to overwrite.
     """
 
     disk_absent_from_live_xml: bool
     back_end_absent: bool
-    """On Xen: no back end of any domain, and no loop device, has the ISO. QEMU has neither."""
-    iso_overwritten_and_unlinked: bool
-    iso_file_absent: bool
+    """On Xen: no back end of any domain, and no loop device, has the file. QEMU has neither."""
+    iso_overwritten_and_unlinked: bool | None
+    iso_file_absent: bool | None
     at: datetime
 
 
@@ -77,7 +80,8 @@ class JobView(Message):
     """A job, never with a secret. `history` and `guest_log` are left out of a list of jobs.
 
     `subject` is the name of what it works on: a domain, a base, or a disk that has no domain yet.
-    `target` is the ISO's disk target, `disk` the file of the image that the job has made.
+    `target` is the disk target that was really assigned, `disk` the file of the disk that the job
+    has made or works on.
     """
 
     id: str
@@ -108,10 +112,34 @@ class JobList(Message):
     jobs: list[JobView]
 
 
+# Who tells an address, the most trusted first: a job of ours that configured the guest, the guest's
+# tools in xenstore, a DHCP lease of libvirt's, the guest agent.
+AddressSource = Literal["job", "xenstore", "lease", "agent"]
+
+
+class AddressView(Message):
+    """An address of a guest, the MAC of its interface where that is known, and who says so."""
+
+    address: str
+    mac: str | None
+    source: AddressSource
+
+
+class DomainDiskView(Message):
+    """A disk of a domain, as libvirt has it. `name` is the disk's where provisiond made it."""
+
+    target: str
+    source: str | None
+    format: str | None
+    read_only: bool
+    name: str | None
+
+
 class DomainView(Message):
     """A domain of the host. `domid` is None while it is off; `job_id` is the job at work on it.
 
-    `made_here`: provisiond has made it, and removes it with its disk when asked to.
+    `made_here`: provisiond has made it, and removes it with its disk when asked to. `addresses` has
+    the best source first.
     """
 
     name: str
@@ -120,6 +148,8 @@ class DomainView(Message):
     domid: int | None
     job_id: str | None
     made_here: bool
+    addresses: list[AddressView]
+    disks: list[DomainDiskView]
 
 
 class DomainList(Message):

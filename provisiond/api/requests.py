@@ -18,6 +18,7 @@ _REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 # A name becomes a file's name, and a domain's: no separator, no ':' (qemu-img takes that for a
 # protocol), nothing hidden.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+_TARGET = r"^(vd|sd|xvd)[a-z]$"
 _SECTOR = 512
 _LARGEST_DISK = 2**46  # 64 TiB
 
@@ -36,6 +37,8 @@ class JobKind(StrEnum):
 
     PROVISION = "provision"
     DESTROY = "destroy"
+    ATTACH_DISK = "attach_disk"
+    DETACH_DISK = "detach_disk"
     CREATE_OVERLAY = "create_overlay"
     IMPORT_BASE = "import_base"
     VERIFY_BASE = "verify_base"
@@ -130,15 +133,63 @@ class ProvisionRequest(_Request):
 class DestroyRequest(_Request):
     """End a domain that provisiond made, and remove it with the overlay that was made for it.
 
-    `force` takes any domain of the host; its disks are then left alone.
+    `force` takes any domain of the host. `remove_data` removes the data disks as well that
+    provisiond made; no other disk is ever touched.
     """
 
     kind: Literal[JobKind.DESTROY]
     domain: DomainName
     force: bool = False
+    remove_data: bool = False
 
 
 # ---------------------------------------------------------------- disks
+class AttachDiskRequest(_Request):
+    """Hot-add a data disk: a new one of `size`, or the one called `disk` that exists.
+
+    Left out, `format` is raw on Xen and qcow2 on QEMU, `target` the first that is free, and `name`
+    (of a new disk) made from the domain's. `persistent`: it is there after the next start as well;
+    a domain that is off takes only such a disk.
+    """
+
+    kind: Literal[JobKind.ATTACH_DISK]
+    domain: DomainName
+    disk: Name | None = None
+    size: Annotated[Size | None, Field(validate_default=True)] = None
+    format: DiskFormat | None = None
+    name: Name | None = None
+    target: Annotated[str, Field(pattern=_TARGET)] | None = None
+    persistent: bool = False
+
+    @field_validator("size")
+    @classmethod
+    def _new_or_existing(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if "disk" in info.data and (size is None) is (info.data["disk"] is None):
+            raise ValueError("goes with a new disk, 'disk' with one that exists: give one of them")
+        return size
+
+    @field_validator("format", "name")
+    @classmethod
+    def _of_a_new_disk(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("disk") is not None:
+            raise ValueError("must be absent where 'disk' names one that exists")
+        return value
+
+
+class DetachDiskRequest(_Request):
+    """Take a data disk that provisiond made away from a domain; its data are kept.
+
+    `persistent`: it does not come back with the next start. `remove` removes the disk with its
+    data, and does what `persistent` does.
+    """
+
+    kind: Literal[JobKind.DETACH_DISK]
+    domain: DomainName
+    target: Annotated[str, Field(pattern=_TARGET)]
+    persistent: bool = False
+    remove: bool = False
+
+
 class CreateOverlayRequest(_Request):
     """Make an overlay over a base, for a domain that somebody else defines."""
 
@@ -184,6 +235,8 @@ def _kind_of(body: Any) -> str:
 Request = Annotated[
     Annotated[ProvisionRequest, Tag(JobKind.PROVISION)]
     | Annotated[DestroyRequest, Tag(JobKind.DESTROY)]
+    | Annotated[AttachDiskRequest, Tag(JobKind.ATTACH_DISK)]
+    | Annotated[DetachDiskRequest, Tag(JobKind.DETACH_DISK)]
     | Annotated[CreateOverlayRequest, Tag(JobKind.CREATE_OVERLAY)]
     | Annotated[ImportBaseRequest, Tag(JobKind.IMPORT_BASE)]
     | Annotated[VerifyBaseRequest, Tag(JobKind.VERIFY_BASE)],

@@ -27,6 +27,7 @@ from provisiond.api.replies import (
     BaseView,
     DiskList,
     DomainList,
+    DomainView,
     ErrorReply,
     FieldError,
     HealthView,
@@ -69,7 +70,7 @@ from provisiond.errors import (
     TooManyJobs,
     VhdNeedsTapdisk,
 )
-from provisiond.inventory import Inventory
+from provisiond.inventory import DomainState, Inventory
 from provisiond.job import Event, Job
 from provisiond.metrics import CONTENT_TYPE, Metrics
 from provisiond.store import Store
@@ -145,6 +146,7 @@ def create_app(
     _add_jobs(app, supervisor, store)
     _add_events(app, store)
     _add_images(app, inventory)
+    _add_domains(app, supervisor, inventory)
     _add_host(app, supervisor, hypervisor, xenstore, metrics)
     return app
 
@@ -239,7 +241,7 @@ def _sent_event(event: Event) -> ServerSentEvent:
     return ServerSentEvent(id=str(event.seq), event=event.state.value, data=view_event(event))
 
 
-# ---------------------------------------------------------------- the host
+# ---------------------------------------------------------------- images
 def _add_images(app: FastAPI, inventory: Inventory) -> None:
     @app.get("/v1/bases", tags=["images"])
     async def bases() -> BaseList:
@@ -267,6 +269,22 @@ def _add_images(app: FastAPI, inventory: Inventory) -> None:
         await inventory.remove_disk(name)
 
 
+# ---------------------------------------------------------------- the host
+def _add_domains(app: FastAPI, supervisor: Supervisor, inventory: Inventory) -> None:
+    def view(state: DomainState) -> DomainView:
+        return view_domain(state, job_id=supervisor.job_at_work_on(state.domain.uuid))
+
+    @app.get("/v1/domains", tags=["host"])
+    async def domains() -> DomainList:
+        """All domains of the host, by name."""
+        return DomainList(domains=[view(state) for state in await inventory.domains()])
+
+    @app.get("/v1/domains/{name}", tags=["host"])
+    async def domain(name: str) -> DomainView:
+        """One domain, by its name or UUID."""
+        return view(await inventory.domain(name))
+
+
 def _add_host(
     app: FastAPI,
     supervisor: Supervisor,
@@ -274,15 +292,6 @@ def _add_host(
     xenstore: Xenstore | None,
     metrics: Metrics,
 ) -> None:
-    @app.get("/v1/domains", tags=["host"])
-    async def domains() -> DomainList:
-        """All domains of the host, by name."""
-        found = [
-            view_domain(domain, job_id=supervisor.job_at_work_on(domain.uuid))
-            for domain in await hypervisor.domains()
-        ]
-        return DomainList(domains=found)
-
     @app.get("/healthz", tags=["host"])
     async def health(response: Response) -> HealthView:
         """Whether provisiond can take work: 200, or 503 with the same body."""

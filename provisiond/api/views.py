@@ -5,8 +5,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from provisiond.api.replies import (
+    AddressView,
     BaseView,
     DiskView,
+    DomainDiskView,
     DomainView,
     EventView,
     FailureView,
@@ -15,9 +17,8 @@ from provisiond.api.replies import (
     ProofView,
 )
 from provisiond.disk.bases import BaseState
-from provisiond.inventory import DiskState
+from provisiond.inventory import DiskState, DomainState
 from provisiond.job import Event, Job
-from provisiond.virt.libvirt import DomainDetails
 
 
 def _time(seconds: float) -> datetime:
@@ -101,8 +102,9 @@ def view_disk(state: DiskState) -> DiskView:
     )
 
 
-def view_domain(domain: DomainDetails, *, job_id: str | None) -> DomainView:
+def view_domain(state: DomainState, *, job_id: str | None) -> DomainView:
     """A domain as it is shown; `job_id` is the job at work on it."""
+    domain = state.domain
     return DomainView(
         name=domain.name,
         uuid=domain.uuid,
@@ -110,4 +112,15 @@ def view_domain(domain: DomainDetails, *, job_id: str | None) -> DomainView:
         domid=domain.domid,
         job_id=job_id,
         made_here=domain.made_by is not None,
+        addresses=[AddressView(**asdict(address)) for address in state.addresses],
+        disks=[
+            DomainDiskView(
+                target=disk.target,
+                source=None if disk.source is None else str(disk.source),
+                format=disk.format,
+                read_only=disk.read_only,
+                name=state.names.get(disk.target),
+            )
+            for disk in domain.disks
+        ],
     )

@@ -1,9 +1,10 @@
-"""provisionctl: the operator's commands, each one call of the API and its answer shown.
+"""provisionctl: the operator's commands, each one call of the API or one job, and what it shows.
 
 asking.py      the client, the exit statuses, JSON
+options.py     what several commands take
 waiting.py     a job is asked for and followed
 completion.py  what the tab key proposes
-guests.py, jobs.py, images.py, host.py    the commands, by noun
+guests.py, jobs.py, domains.py, bases.py, disks.py, host.py    the commands, by noun
 """
 
 import os
@@ -15,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from provisiond import __version__
-from provisiond.cli import guests, host, images, jobs
+from provisiond.cli import bases, disks, domains, guests, host, jobs
 from provisiond.cli.asking import EXIT_CODES, NO_READER
 from provisiond.settings import DEFAULT_SOCKET
 
@@ -78,16 +79,19 @@ def _options_of_all(
 
 
 for command in (
-    guests.provision,
     guests.create,
+    guests.provision,
     guests.destroy,
     jobs.jobs,
     jobs.show,
     jobs.watch,
     jobs.cancel,
-    host.domains,
-    host.doctor,
+    domains.domains,
+    domains.ip,
+    domains.ips,
+    domains.ssh,
 ):
     app.command()(command)
-app.add_typer(images.base, name="base")
-app.add_typer(images.disk, name="disk")
+app.add_typer(bases.app, name="base")
+app.add_typer(disks.app, name="disk")
+app.command()(host.doctor)

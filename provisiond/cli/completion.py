@@ -22,6 +22,26 @@ def complete_domain(ctx: typer.Context, incomplete: str) -> list[str]:
     return [one.name for one in found if one.name.startswith(incomplete) and _is_plain(one.name)]
 
 
+def complete_base(ctx: typer.Context, incomplete: str) -> list[str]:
+    found = _ask_quickly(ctx, lambda client: client.bases())
+    return [one.name for one in found if one.name.startswith(incomplete) and _is_plain(one.name)]
+
+
+def complete_disk(ctx: typer.Context, incomplete: str) -> list[str]:
+    found = _ask_quickly(ctx, lambda client: client.disks())
+    return [one.name for one in found if one.name.startswith(incomplete) and _is_plain(one.name)]
+
+
+def complete_target(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    domain = ctx.params.get("domain") or ""
+    found = _ask_quickly(ctx, lambda client: client.domain(domain).disks)
+    return [
+        (one.target, one.name if one.name is not None and _is_plain(one.name) else "")
+        for one in found
+        if one.target.startswith(incomplete) and _is_plain(one.target)
+    ]
+
+
 def complete_job(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     found = [
         job

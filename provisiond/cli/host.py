@@ -1,4 +1,4 @@
-"""provisionctl domains, doctor."""
+"""provisionctl doctor: is this host ready?"""
 
 import asyncio
 from dataclasses import asdict
@@ -7,21 +7,11 @@ from typing import Annotated
 
 import typer
 
-from provisiond.api.replies import DomainList
-from provisiond.cli.asking import NOT_READY, Json, json_text, provisiond, show_json
-from provisiond.display import new_console, show_check, show_domains
+from provisiond.cli.asking import NOT_READY, json_text
+from provisiond.cli.options import Json
+from provisiond.display import new_console, show_check
 from provisiond.doctor import Check, Level, examine
 from provisiond.settings import DEFAULT_CONFIG
-
-
-def domains(ctx: typer.Context, as_json: Json = False) -> None:
-    """List the domains of this host, and the job at work on each."""
-    with provisiond(ctx, as_json=as_json) as client:
-        found = client.domains()
-        if as_json:
-            show_json(DomainList(domains=found))
-        else:
-            show_domains(new_console(), found)
 
 
 def doctor(

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from provisiond.api.replies import JobList, JobState
-from provisiond.cli.asking import JOB_FAILED, Json, json_text, provisiond, show_json
+from provisiond.cli.asking import JOB_FAILED, json_text, provisiond, show_json
 from provisiond.cli.completion import complete_job
+from provisiond.cli.options import Json
 from provisiond.cli.waiting import follow_to_end
 from provisiond.display import new_console, say, show_event, show_job, show_jobs
 

@@ -28,6 +28,7 @@ from provisiond.errors import (
 from provisiond.plan import FilePlan
 from provisiond.threads import Threads
 
+_FORMATS = {f".{disk_format}": disk_format for disk_format in DiskFormat}
 _NEW_FILE = 2**20  # bytes; the most that an empty image takes
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,25 @@ class Disks:
     async def find(self, name: str) -> Disk:
         """The disk of this name. Raises DiskNotFound, or ImageRefused where it is no image."""
         return await self._threads.call(self._find, name)
+
+    def is_ours(self, path: Path) -> bool:
+        """Whether `path` is that of a disk in the folder, there or not."""
+        found = Path(os.path.realpath(path))
+        return found.parent == self._folder and found.suffix in _FORMATS
+
+    async def read_chain(self, name: str) -> DiskChain:
+        """The disk of this name and what it stands on, verified where that is a base.
+
+        Raises as `find` and `Bases.hold` do, and ImageRefused where it stands on something else.
+        """
+        disk = await self.find(name)
+        if disk.image.backing is None:
+            return DiskChain((disk.image,))
+        base = self._bases.name_of(disk.image.backing)
+        if base is None:
+            raise ImageRefused(f"{name}: stands on {disk.image.backing}, which is no base")
+        async with self._bases.hold(base) as chain:
+            return DiskChain((disk.image, *chain.images))
 
     # ------------------------------------------------------------ make
     async def admit_overlay(
@@ -164,11 +184,10 @@ class Disks:
     # ------------------------------------------------------------ in a thread
     def _files(self) -> Sequence[tuple[Path, DiskFormat]]:
         """The files that are called as disks are, with the format that their names say."""
-        formats = {f".{disk_format}": disk_format for disk_format in DiskFormat}
         return [
-            (path, formats[path.suffix])
+            (path, _FORMATS[path.suffix])
             for path in sorted(self._folder.glob("[!.]*"))
-            if path.suffix in formats
+            if path.suffix in _FORMATS
         ]
 
     def _list(self) -> Sequence[Disk]:

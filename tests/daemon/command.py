@@ -6,8 +6,8 @@ import os
 import struct
 import sys
 import termios
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,3 +140,14 @@ class Terminal:
             self._hung_up = True
             asyncio.get_running_loop().remove_reader(self._descriptor)
         self._came.set()
+
+
+@contextmanager
+def without_reader() -> Iterator[int]:
+    """The writing end of a pipe whose reader has left, as `| head -1` leaves."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        yield writer
+    finally:
+        os.close(writer)

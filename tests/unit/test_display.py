@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from provisiond.api.replies import (
-    DomainView,
     ErrorReply,
     EventView,
     FailureView,
     FieldError,
     JobState,
     JobView,
+    ProgressView,
     ProofView,
 )
 from provisiond.api.requests import JobKind
@@ -24,7 +24,6 @@ from provisiond.display import (
     say,
     seconds,
     show_check,
-    show_domains,
     show_error,
     show_event,
     show_job,
@@ -95,12 +94,10 @@ def everything(text: str, *, terminal: bool) -> str:
     """All that can be shown, with `text` wherever somebody else's text may stand."""
     target, out = console(terminal=terminal)
     job = failed_job(text)
-    domain = DomainView(name=text, uuid="u", state="running", domid=3, job_id=None, made_here=True)
     refused = FieldError(field="config.ip", message=text)
     error = ErrorReply(title="t", status=422, code="c", message=text, hint=text, fields=[refused])
     show_job(target, job)
     show_jobs(target, [job])
-    show_domains(target, [domain])
     show_error(target, error)
     show_error(target, error.model_copy(update={"fields": []}))
     show_check(target, Check("libvirt", Level.FAIL, text, text))
@@ -174,6 +171,25 @@ def test_a_job_is_shown_with_history_failure_proof_and_guest_log() -> None:
     assert "ISO overwritten and unlinked: no" in facts["proof"]
     assert "  second line" in out.getvalue()
     assert "65.400 s  UNDOING" in out.getvalue()
+
+
+def test_a_job_is_shown_with_what_its_kind_has() -> None:
+    target, out = console(terminal=False)
+    importing = failed_job("debian12").model_copy(
+        update={
+            "kind": JobKind.IMPORT_BASE,
+            "domain_uuid": None,
+            "progress": ProgressView(doing="converting", fraction=0.425),
+            "disk": "/images/bases/debian12.qcow2",
+        }
+    )
+    show_job(target, importing)
+    lines = out.getvalue().splitlines()
+    assert "kind:         import_base" in lines
+    assert "base:         debian12" in lines
+    assert "progress:     converting, 42%" in lines
+    assert "disk:         /images/bases/debian12.qcow2" in lines
+    assert not any(line.startswith(("domain:", "generation:")) for line in lines)
 
 
 def test_an_error_names_each_refused_field_and_what_to_do() -> None:

@@ -1,0 +1,1 @@
+"""provisionctl create and destroy, and looking at real guests: domains, ip, ips."""
