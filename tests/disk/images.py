@@ -1,6 +1,9 @@
 """Real images for the tests, made with qemu-img and qemu-io."""
 
+import asyncio
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from provisiond.api.requests import DiskFormat
@@ -58,3 +61,22 @@ def holds(
     argv = ["qemu-io", "-f", QEMU_NAMES[disk_format], "-r", "-c", command, str(path)]
     said = subprocess.run(argv, capture_output=True, text=True, check=False)
     return said.returncode == 0 and "verification failed" not in said.stdout
+
+
+@asynccontextmanager
+async def writing_guest(path: Path, *, disk_format: DiskFormat) -> AsyncIterator[None]:
+    """A program as a guest's has the image open for the block, and has written to it."""
+    guest = await asyncio.create_subprocess_exec(
+        *("qemu-io", "-f", QEMU_NAMES[disk_format], str(path)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert guest.stdin is not None
+    assert guest.stdout is not None
+    guest.stdin.write(b"write 0 512\n")
+    await guest.stdout.readuntil(b"ops/sec")
+    try:
+        yield
+    finally:
+        guest.stdin.close()
+        await guest.wait()

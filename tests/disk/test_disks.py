@@ -33,7 +33,7 @@ from provisiond.errors import (
 from provisiond.plan import FilePlan, disks_folder, plan_disk
 from provisiond.process import run
 from tests.disk.blocks import Merged, merged
-from tests.disk.images import MIB, holds, make_image, make_overlay, tool, write
+from tests.disk.images import MIB, holds, make_image, make_overlay, tool, write, writing_guest
 from tests.disk.test_bases import bases_in, import_base, order_for
 
 RAW, QCOW2, QCOW, VHD = DiskFormat.RAW, DiskFormat.QCOW2, DiskFormat.QCOW, DiskFormat.VHD
@@ -428,19 +428,9 @@ async def test_a_disk_is_listed_while_its_guest_writes(
     await disks.create_overlay(plan, base="debian", disk_format=QCOW2, size=None)
     (plan.path.parent / "broken.qcow2").write_bytes(b"nothing")
     (plan.path.parent / "notes.txt").write_text("an operator's")
-    guest = await asyncio.create_subprocess_exec(
-        *("qemu-io", "-f", "qcow2", str(plan.path)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert guest.stdin is not None
-    assert guest.stdout is not None
-    guest.stdin.write(b"write 0 512\n")
-    await guest.stdout.readuntil(b"ops/sec")
-    assert [disk.name for disk in await disks.list()] == ["web1"]
+    async with writing_guest(plan.path, disk_format=QCOW2):
+        assert [disk.name for disk in await disks.list()] == ["web1"]
     assert "broken.qcow2: has no qcow2 header" in caplog.text
-    guest.stdin.close()
-    await guest.wait()
 
 
 async def test_many_overlays_at_once_stand_on_one_base(

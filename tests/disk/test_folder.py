@@ -1,6 +1,5 @@
 """Files appear whole, under their name or not at all, and a stranger's file is never touched."""
 
-import asyncio
 import os
 import select
 import signal
@@ -27,6 +26,7 @@ from provisiond.disk.folder import (
 )
 from provisiond.errors import DiskExists, ImageBusy, ImageNotFound, NoSpace, StateUnwritable
 from provisiond.plan import FilePlan, plan_disk
+from tests.disk.images import writing_guest
 
 JOB, OTHER_JOB = "0" * 32, "1" * 32
 
@@ -201,19 +201,9 @@ def test_a_file_that_is_open_for_writing_is_busy_until_it_is_closed(tmp_path: Pa
 async def test_a_guests_program_that_writes_makes_the_file_busy(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(2**20))
-    guest = await asyncio.create_subprocess_exec(
-        *("qemu-io", "-f", "raw", str(path)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert guest.stdin is not None
-    assert guest.stdout is not None
-    guest.stdin.write(b"write 0 512\n")
-    await guest.stdout.readuntil(b"ops/sec")
-    with pytest.raises(ImageBusy):
-        refuse_writers(path)
-    guest.stdin.close()
-    await guest.wait()
+    async with writing_guest(path, disk_format=DiskFormat.RAW):
+        with pytest.raises(ImageBusy):
+            refuse_writers(path)
     refuse_writers(path)
 
 

@@ -23,6 +23,7 @@ from provisiond.virt.disk_xml import (
     needs_device_model,
 )
 from provisiond.virt.xml import SCSI_TARGETS, DomainXml, parse_domain
+from tests.unit.names import NAMES
 from tests.unit.test_template import chain
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -121,13 +122,6 @@ def test_a_differencing_vhd_is_never_given_to_qemu() -> None:
     with pytest.raises(VhdNeedsTapdisk):
         build_data_disk(overlay, "vdb", is_xen=False)
     assert 'name="tap"' in build_data_disk(overlay, "xvdb", is_xen=True)
-
-
-NAMES = st.text(
-    st.sampled_from("&<>\"'/ =;%$\\") | st.characters(categories=["L", "N", "P", "S", "Zs"]),
-    min_size=1,
-    max_size=40,
-)
 
 
 @given(NAMES)

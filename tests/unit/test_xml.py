@@ -25,6 +25,7 @@ from provisiond.virt.xml import (
 )
 from tests.lab.domain import Guest, domain_xml
 from tests.lab.initramfs import GuestFiles
+from tests.unit.names import NAMES
 
 UUID = "5f3a0f5e-2a6b-4d5c-9d8e-0f6a1c2b3d4e"
 ISO = Path("/run/provisiond/iso/0123456789abcdef0123456789abcdef.iso")
@@ -173,14 +174,6 @@ def test_a_free_unit_is_the_lowest_that_nobody_has(here: set[int], there: set[in
 
 
 # ---------------------------------------------------------------- building
-# What XML can hold at all, with everything that means something in it.
-NAMES = st.text(
-    st.sampled_from("&<>\"'/ =;%$\\") | st.characters(categories=["L", "N", "P", "S", "Zs"]),
-    min_size=1,
-    max_size=40,
-)
-
-
 @given(NAMES)
 def test_no_file_name_breaks_out_of_its_attribute(name: str) -> None:
     iso = Path("/run") / name.lstrip("/")

@@ -1,30 +1,12 @@
 """What a Xen guest's tools write is found, bounded, and believed as an address or not at all."""
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator
-
-import pytest
 
 from provisiond.guest.addresses import MAX_ADDRESSES, GuestAddress, read_xenstore_addresses
 from provisiond.xenstore.client import Xenstore
 from tests.xenstore.daemon import XenDomain, Xenstored
 
 MAC = "00:16:3e:01:02:03"
-
-
-@pytest.fixture
-async def xenstore(xenstored: Xenstored) -> AsyncIterator[Xenstore]:
-    client = Xenstore(xenstored.socket)
-    connecting = asyncio.create_task(client.stay_connected())
-    await client.available()
-    yield client
-    connecting.cancel()
-
-
-@pytest.fixture
-def domain(xenstored: Xenstored) -> XenDomain:
-    return xenstored.introduce(5, uuid=str(uuid.uuid4()))
 
 
 def told(address: str, mac: str | None = None) -> GuestAddress:

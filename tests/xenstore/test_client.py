@@ -8,8 +8,7 @@ import select
 import socket
 import threading
 import tty
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,30 +16,8 @@ import pytest
 from provisiond.errors import XenstoreUnavailable
 from provisiond.xenstore.client import Health, Transaction, Xenstore, find_xenstore
 from provisiond.xenstore.link import MAX_IN_FLIGHT
+from tests.xenstore.connect import QUICK, SOON, connected
 from tests.xenstore.daemon import Xenstored
-
-SOON = 20.0  # seconds; far more than any of this takes
-QUICK = Health(ping_every=0.2, silent_for=0.6, retry_first=0.02, retry_last=0.1)
-
-
-@asynccontextmanager
-async def connected(address: Path, *, health: Health = QUICK) -> AsyncIterator[Xenstore]:
-    xenstore = Xenstore(address, health=health)
-    task = asyncio.create_task(xenstore.stay_connected())
-    try:
-        async with asyncio.timeout(SOON):
-            await xenstore.available()
-        yield xenstore
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-@pytest.fixture
-async def xenstore(xenstored: Xenstored) -> AsyncIterator[Xenstore]:
-    async with connected(xenstored.socket) as client:
-        yield client
 
 
 async def fires(wake: asyncio.Event) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from provisiond.xenstore.client import Xenstore
 from provisiond.xenstore.domains import Domains
+from tests.xenstore.connect import SOON, connected
 from tests.xenstore.daemon import Xenstored
-from tests.xenstore.test_client import SOON, connected
 
 UUID = "5f0a2a3e-6d0f-4a6c-9d6a-1f9a4a3b2c1d"
 

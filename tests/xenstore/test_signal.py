@@ -18,8 +18,8 @@ from provisiond.guest.verdict import MAX_WORD, Done, Failed
 from provisiond.guest.xenstore import XenstoreSignal
 from provisiond.xenstore.client import Health, Xenstore
 from provisiond.xenstore.domains import Domains
+from tests.xenstore.connect import QUICK, SOON, connected
 from tests.xenstore.daemon import XenDomain, Xenstored
-from tests.xenstore.test_client import QUICK, SOON, connected
 from tests.xenstore.test_domains import UUID, followed
 
 NONCE = "0123456789abcdef0123456789abcdef"

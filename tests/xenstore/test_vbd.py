@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,20 +19,6 @@ from tests.xenstore.daemon import XenDomain, Xenstored
 
 ISO = Path("/run/provisiond/iso/0123.iso")
 TARGET = "xvdp"
-
-
-@pytest.fixture
-async def xenstore(xenstored: Xenstored) -> AsyncIterator[Xenstore]:
-    client = Xenstore(xenstored.socket)
-    connecting = asyncio.create_task(client.stay_connected())
-    await client.available()
-    yield client
-    connecting.cancel()
-
-
-@pytest.fixture
-def domain(xenstored: Xenstored) -> XenDomain:
-    return xenstored.introduce(5, uuid=str(uuid.uuid4()))
 
 
 def attach(xenstored: Xenstored, domain: XenDomain, *, file: Path) -> None:

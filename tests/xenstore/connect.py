@@ -1,0 +1,26 @@
+"""provisiond's own client, connected; impatient, so that a test sees what it does about a loss."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from provisiond.xenstore.client import Health, Xenstore
+
+SOON = 20.0  # seconds; far more than any of this takes
+QUICK = Health(ping_every=0.2, silent_for=0.6, retry_first=0.02, retry_last=0.1)
+
+
+@asynccontextmanager
+async def connected(address: Path, *, health: Health = QUICK) -> AsyncIterator[Xenstore]:
+    xenstore = Xenstore(address, health=health)
+    task = asyncio.create_task(xenstore.stay_connected())
+    try:
+        async with asyncio.timeout(SOON):
+            await xenstore.available()
+        yield xenstore
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
