@@ -37,6 +37,7 @@ GATEWAY = "10.0.2.2"
 NAME = "web1"
 BASE = "tiny"
 HOST_NAME = "web1.example.org"
+DATA_SIZE, DATA_TARGET = "64M", "vdb"
 
 
 class DemoFailed(Exception):
@@ -78,6 +79,10 @@ async def _demo(folder: Path, password: str) -> str:
         guest = lab.running(NAME)
         async with asyncio.timeout(GUEST_SECONDS), open_console(guest.shell) as console:
             hashed = await _check_guest(console, password)
+            await _use_data_disk(daemon, console)
+        _say("what the host knows of it:")
+        await _provisionctl(daemon, "domains")
+        await _provisionctl(daemon, "ip", NAME)
         await _provisionctl(daemon, "base", "verify", BASE)
         print("  the base is unchanged, as its hash says")
         await daemon.stop()
@@ -137,6 +142,18 @@ async def _check_guest(console: Console, password: str) -> str:
         raise DemoFailed("the config ISO is still mounted in the guest")
     print("  no config ISO is mounted")
     return hashed
+
+
+async def _use_data_disk(daemon: Daemon, console: Console) -> None:
+    """A disk is hot-added, written in the guest, and taken away with its data."""
+    _say("a data disk for the running guest:")
+    await _provisionctl(daemon, "disk", "attach", NAME, "--size", DATA_SIZE)
+    wait = f"until [ -b /dev/{DATA_TARGET} ]; do usleep 10000; done; echo {DATA_TARGET} is there"
+    await _inside(console, wait, expected="is there")
+    mebibytes = f"expr $(cat /sys/block/{DATA_TARGET}/size) / 2048"
+    await _inside(console, mebibytes, expected=DATA_SIZE.removesuffix("M"))
+    await _inside(console, f"date >/dev/{DATA_TARGET} && echo written", expected="written")
+    await _provisionctl(daemon, "disk", "detach", NAME, DATA_TARGET, "--remove")
 
 
 async def _inside(console: Console, command: str, *, expected: str) -> None:
