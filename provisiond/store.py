@@ -93,9 +93,10 @@ class Store:
         """Store a job as it is now and what has been added to its history, in one transaction."""
         await self._write(self._save, job, facts)
 
-    async def request_cancel(self, job_id: str) -> None:
-        """Store that somebody wants this job cancelled; true once this has returned."""
-        await self._write(self._request_cancel, job_id)
+    async def request_cancel(self, job: Job, fact: Fact) -> None:
+        """Store that somebody wants this job cancelled, which the fact says; true once this has
+        returned."""
+        await self._write(self._request_cancel, job, fact)
 
     def _insert(self, connection: sqlite3.Connection, job: Job, detail: str) -> int:
         try:
@@ -127,9 +128,9 @@ class Store:
         )
         return _add_events(connection, job, facts)
 
-    def _request_cancel(self, connection: sqlite3.Connection, job_id: str) -> int:
-        connection.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", (job_id,))
-        return self._last_seq
+    def _request_cancel(self, connection: sqlite3.Connection, job: Job, fact: Fact) -> int:
+        connection.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", (job.id,))
+        return _add_events(connection, job, [fact])
 
     # ------------------------------------------------------------ reading
     async def find(self, job_id: str) -> Job | None:

@@ -195,7 +195,7 @@ async def test_one_of_many_inserts_for_one_domain_wins(store: Store) -> None:
 async def test_a_cancel_that_was_asked_for_outlives_later_saves(store: Store) -> None:
     job = job_of(1)
     await store.insert(job, "x")
-    await store.request_cancel(job.id)
+    await store.request_cancel(job, Fact(job.state, "cancel asked for", at=3.0))
     await store.save(advance(job, S.DISKS_CREATED, at=2.0), [Fact(S.DISKS_CREATED, "x")])
     found = await store.find(job.id)
     assert found is not None
