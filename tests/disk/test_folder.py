@@ -42,6 +42,13 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_a_folder_of_images_is_no_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "disks").symlink_to("elsewhere")
+    with pytest.raises(StateUnwritable, match="is a symbolic link"):
+        prepare_folder(tmp_path / "disks")
+
+
 # ---------------------------------------------------------------- whole files
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     plan = plan_in(tmp_path)

@@ -134,15 +134,15 @@ def _attach_data_at(
         ) from error
 
 
-def detach_data_disk(connection: Any, uuid: str, source: Path, *, persistent: bool) -> None:
-    """Ask for the detach from what is kept (with `persistent`) and from what runs."""
+def detach_data_disk(connection: Any, uuid: str, source: Path, *, kept: bool) -> None:
+    """Ask for the detach from what is kept, or else from what runs."""
     try:
         domain = look_up(connection, uuid)
     except DomainNotFound:
         return
-    for scope in [_KEPT] * persistent + [_LIVE]:
-        if (disk := _disk_at(domain, source, scope)) is not None:
-            _detach(domain, disk, build_detached(disk), scope)
+    scope = _KEPT if kept else _LIVE
+    if (disk := _disk_at(domain, source, scope)) is not None:
+        _detach(domain, disk, build_detached(disk), scope)
 
 
 def find_data_disk(connection: Any, uuid: str, source: Path, *, persistent: bool) -> str | None:
