@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,27 +35,6 @@ def overlay_of(base: str, *, name: str, **fields: object) -> Json:
     }
 
 
-def attach_of(domain: str, **fields: object) -> Json:
-    """The request for a data disk of `domain`; each is another request."""
-    return {
-        "kind": "attach_disk",
-        "request_id": f"attach-{uuid.uuid4().hex}",
-        "domain": domain,
-        **fields,
-    }
-
-
-def detach_of(domain: str, target: str, **fields: object) -> Json:
-    """The request that takes the disk at `target` away; each is another request."""
-    return {
-        "kind": "detach_disk",
-        "request_id": f"detach-{uuid.uuid4().hex}",
-        "domain": domain,
-        "target": target,
-        **fields,
-    }
-
-
 def raw_image(path: Path, *, mib: int = 8, data_mib: int = 1) -> Path:
     """A raw image of `mib` MiB whose first `data_mib` are random."""
     with path.open("wb") as file:
@@ -70,19 +48,6 @@ async def run_job(daemon: Daemon, body: Json, *states: str) -> Json:
     """The job of the request, once it has come to its end (SUCCEEDED if no other is named)."""
     job = await daemon.submit(body)
     return await daemon.wait_for(job["id"], *(states or ("SUCCEEDED",)))
-
-
-async def disks_of(daemon: Daemon, domain: str) -> dict[str, Json]:
-    """The disks of a domain as the daemon shows them, by target."""
-    reply = await daemon.get(f"/v1/domains/{domain}")
-    assert reply.status_code == 200, reply.text
-    return {disk["target"]: disk for disk in reply.json()["disks"]}
-
-
-async def holders(daemon: Daemon) -> dict[str, str | None]:
-    """Every disk that the daemon has made, and the domain that has it."""
-    listed = (await daemon.get("/v1/disks")).json()["disks"]
-    return {disk["name"]: disk["domain"] for disk in listed}
 
 
 def files_of(daemon: Daemon) -> Sequence[str]:

@@ -1,39 +1,36 @@
-"""Data disks of real guests, from request to proof: what a guest sees, and a power cut at any fact.
+"""Data disks of real guests, from request to proof: what a guest sees, and what is refused.
 
 The tests share two guests that have booted; each leaves them without a disk.
 """
 
 import asyncio
-import hashlib
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
 
-from tests.daemon.host import Host, in_guest, with_guests
-from tests.daemon.images import (
-    MIB,
+from tests.daemon.data_disks import (
+    ATTACH,
+    DETACH,
+    SIZE,
     attach_of,
-    called,
+    content_hash,
     detach_of,
     disks_of,
-    files_of,
+    fill,
+    hash_in_guest,
     holders,
-    run_job,
+    seen,
+    states,
 )
-from tests.daemon.program import Daemon, Json
+from tests.daemon.host import Host, in_guest, with_guests
+from tests.daemon.images import MIB, files_of, run_job
+from tests.daemon.program import Daemon
 from tests.lab.embed import kept_xml
-from tests.lab.program import Running
 
 pytestmark = [with_guests, pytest.mark.timeout(120)]
-
-ATTACH = ["ACCEPTED", "DISKS_CREATED", "DISK_ATTACHED", "SUCCEEDED"]
-DETACH = ["ACCEPTED", "DISK_DETACHED", "SUCCEEDED"]
-SIZE = 2 * MIB
-QEMU_IMG_NAMES = {"vhd": "vpc"}
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -49,38 +46,6 @@ async def guests(host: Host) -> AsyncIterator[Host]:
         for name in await holders(host.daemon):
             assert (await http.delete(f"/v1/disks/{name}")).status_code == 204
     assert files_of(host.daemon) == []
-
-
-def states(job: Json) -> list[str]:
-    return [event["state"] for event in job["history"]]
-
-
-def content_hash(path: str, disk_format: str) -> str:
-    """The SHA-256 of what a guest reads from the disk."""
-    raw = Path(path).with_name("content.raw")
-    name = QEMU_IMG_NAMES.get(disk_format, disk_format)
-    called("qemu-img", "convert", "-q", "-f", name, "-O", "raw", path, raw)
-    try:
-        return hashlib.sha256(raw.read_bytes()).hexdigest()
-    finally:
-        raw.unlink()
-
-
-async def seen(guest: Running, device: str) -> None:
-    """Returns once the guest has the disk."""
-    async with asyncio.timeout(30):
-        await in_guest(guest, f"until [ -b /dev/{device} ]; do usleep 10000; done")
-
-
-async def hash_in_guest(guest: Running, device: str) -> str:
-    return (await in_guest(guest, f"sha256sum </dev/{device}")).split()[0]
-
-
-async def fill(guest: Running, device: str) -> str:
-    """Random data that the guest writes; the hash of the whole disk after it."""
-    write = f"dd if=/dev/urandom of=/dev/{device} bs=64k count=16 seek=3 conv=fsync"
-    await in_guest(guest, write)
-    return await hash_in_guest(guest, device)
 
 
 # ---------------------------------------------------------------- what a guest sees
@@ -240,58 +205,3 @@ async def _attach_somehow(daemon: Daemon, domain: str) -> str:
         return str(reply.json()["code"])
     job = await daemon.wait_for(reply.json()["id"], "SUCCEEDED", "FAILED")
     return str(job["failure"]["code"] if job["failure"] else job["state"])
-
-
-# ---------------------------------------------------------------- power cuts
-async def cut_power_at(daemon: Daemon, body: Json, state: str) -> Json:
-    """The job of this request at its end; the daemon was killed when it had come to `state`."""
-    async with daemon.events("/v1/events") as events:
-        job = await daemon.submit(body)
-        async for event in events:
-            if (event["job_id"], event["state"]) == (job["id"], state):
-                break
-    await daemon.kill()
-    await daemon.start()
-    return await daemon.wait_for(job["id"], "SUCCEEDED", "FAILED")
-
-
-@pytest.mark.parametrize("state", ATTACH)
-async def test_a_power_cut_at_any_fact_of_an_attach_changes_nothing_in_the_end(
-    guests: Host, state: str
-) -> None:
-    daemon, web = guests.daemon, guests.web
-    job = await cut_power_at(daemon, attach_of(web.name, size=SIZE, name="new"), state)
-    assert states(job) == ATTACH
-    assert files_of(daemon) == ["disks/new.qcow2"]
-    assert list(await disks_of(daemon, web.name)) == [job["target"]]
-    await seen(web, job["target"])
-    written = await fill(web, job["target"])
-    await run_job(daemon, detach_of(web.name, job["target"]))
-
-    job = await cut_power_at(daemon, attach_of(guests.mute.uuid, disk="new"), state)
-    assert states(job) == ATTACH
-    assert await holders(daemon) == {"new": guests.mute.name}
-    assert await disks_of(daemon, web.name) == {}
-    await seen(guests.mute, job["target"])
-    assert await hash_in_guest(guests.mute, job["target"]) == written
-
-
-@pytest.mark.parametrize("state", DETACH)
-async def test_a_power_cut_at_any_fact_of_a_detach_changes_nothing_in_the_end(
-    guests: Host, state: str
-) -> None:
-    daemon, web = guests.daemon, guests.web
-    target = (await run_job(daemon, attach_of(web.name, size=SIZE, name="data")))["target"]
-    await seen(web, target)
-    written = await fill(web, target)
-    job = await cut_power_at(daemon, detach_of(web.name, target), state)
-    assert states(job) == DETACH
-    await in_guest(web, f"[ ! -e /dev/{target} ]")
-    assert await holders(daemon) == {"data": None}
-    assert content_hash(job["disk"], "qcow2") == written
-
-    target = (await run_job(daemon, attach_of(web.name, disk="data")))["target"]
-    job = await cut_power_at(daemon, detach_of(web.name, target, remove=True), state)
-    assert states(job) == DETACH
-    assert await disks_of(daemon, web.name) == {}
-    assert files_of(daemon) == []
