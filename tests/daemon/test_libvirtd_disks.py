@@ -316,3 +316,20 @@ async def test_a_power_cut_at_any_fact_of_a_detach_changes_nothing_in_the_end(
         assert states(job) == DETACH
         assert await disks_of(system_daemon, guest.name) == {}
         assert files_of(system_daemon) == []
+
+
+async def test_a_power_cut_while_libvirt_attaches_attaches_the_disk_once(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = await booted(libvirtd, "web1")
+    await system_daemon.start()
+    libvirtd.freeze_qemu(guest.name)
+    job = await system_daemon.submit(attach_of(guest.name, size=SIZE, name="data"))
+    await stuck_in_monitor(libvirtd, guest)
+    await system_daemon.kill()
+    await system_daemon.start()
+    libvirtd.thaw_qemu(guest.name)
+    job = await system_daemon.wait_for(job["id"], "SUCCEEDED", "FAILED")
+    assert states(job) == ATTACH
+    assert list(await disks_of(system_daemon, guest.name)) == ["vda"]
+    await seen(guest, "vda")
