@@ -77,6 +77,8 @@ async def test_a_guest_over_an_immutable_base_and_its_data_disk_where_qemu_is_an
     system_daemon.template_dir.mkdir()
     template = template_xml(Guest("any"), files=boot, folder=libvirtd.folder)
     (system_daemon.template_dir / "default.xml").write_text(template)
+    (system_daemon.folder / "elsewhere").mkdir(mode=0o755)
+    system_daemon.image_dir.symlink_to("elsewhere")  # as where the images have a disk of their own
     system_daemon.prefix = libvirtd.inside  # the guest answers below libvirt's own folder
     await system_daemon.start()
     await run_job(system_daemon, import_of(disk_guest_files.image, name="tiny"))
@@ -167,8 +169,9 @@ async def test_a_disk_that_somebody_else_attached_is_left_alone_and_is_known_as_
         await run_job(system_daemon, detach_of(guest.name, target, persistent=True))
     strange = libvirtd.folder / "strange.raw"
     strange.write_bytes(bytes(MIB))
-    disks = system_daemon.image_dir / "disks"
-    paths = (strange, disks / "first.raw", disks / "second.raw")
+    linked = libvirtd.folder / "linked"
+    linked.symlink_to(system_daemon.image_dir / "disks")
+    paths = (strange, system_daemon.image_dir / "disks/first.raw", linked / "second.raw")
     with domain(libvirtd, other.uuid) as web2:
         for path, target in zip(paths, ("vda", "vdb", "vdc"), strict=True):
             web2.attachDevice(

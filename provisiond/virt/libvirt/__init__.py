@@ -81,7 +81,7 @@ class Hypervisor:
             return False
 
     async def sources_in_use(self) -> Mapping[Path, str]:
-        """Every file and block device of all domains, running or off, and whose it is.
+        """Every file and block device (its real path) of all domains, on or off, and whose it is.
 
         Of what a disk stands on, only what libvirt knows: images under a QEMU domain that runs.
         """
