@@ -29,6 +29,7 @@ with_guests = pytest.mark.asyncio(loop_scope="module")
 class Host:
     """A daemon over two guests: one works, one never answers and has an evil name."""
 
+    lab: Lab
     daemon: Daemon
     web: Running
     mute: Running
@@ -59,7 +60,7 @@ async def host(guest_files: GuestFiles) -> AsyncIterator[Host]:
         daemon = Daemon(Path(folder), {"libvirt_uri": lab.uri, "ready_seconds": 1})
         try:
             await daemon.start()
-            yield Host(daemon, web, mute)
+            yield Host(lab, daemon, web, mute)
         finally:
             await daemon.kill()
             print(f"--- provisiond\n{daemon.log.read_text()}")
