@@ -63,8 +63,14 @@ def ips(
         every = client.domains()
         names = set(match_names(pattern, [domain.name for domain in every]))
         found = [domain for domain in every if domain.name in names]
+        if not found:
+            raise NoAddress(
+                f"{pattern}: no domain has such a name", hint="provisionctl domains lists them."
+            )
         if not any(domain.addresses for domain in found):
-            raise NoAddress(f"{pattern}: none of {len(found)} matching domains has a known address")
+            raise NoAddress(
+                f"{pattern}: none of {len(found)} matching domains has an address that is known"
+            )
         if as_json:
             show_json(DomainList(domains=found))
             return

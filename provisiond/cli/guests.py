@@ -127,11 +127,18 @@ def destroy(
         ask_for_job(client, JobKind.DESTROY, request, options, wait=not no_wait)
 
 
+# What becomes of a domain's disks, by whether provisiond made it and --remove-data was given.
+_FATES = {
+    (True, True): "Its overlay and its data disks are removed with it.",
+    (True, False): "Its overlay is removed with it; data disks stay.",
+    (False, True): "The data disks that provisiond made for it are removed with it.",
+    (False, False): "Its disks stay.",
+}
+
+
 def _confirm(domain: DomainView, *, remove_data: bool) -> None:
     """Ask the person at the terminal; leaves with 1 where the answer is no."""
-    parts = ["its overlay"] if domain.made_here else []
-    parts += ["its data disks"] if remove_data else []
-    fate = f"With it go {' and '.join(parts)}." if parts else "Its disks stay."
+    fate = _FATES[domain.made_here, remove_data]
     try:
         sure = typer.confirm(
             f"{printable(domain.name)} is {printable(domain.state)}. {fate} Destroy it?", err=True
