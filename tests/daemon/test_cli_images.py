@@ -136,6 +136,18 @@ async def test_an_overlay_is_made_listed_and_removed(command: Command, image: Pa
     assert (removed.status, json.loads(removed.out)) == (0, {})
 
 
+async def test_bases_and_disks_are_listed_by_name(command: Command, image: Path) -> None:
+    for name in ("debian", "debian-web"):
+        await import_base(command, image, name=name)
+    for name in ("web1", "web1-data", "web10"):
+        made = await command.run("disk", "create", name, "--base", "debian")
+        assert made.status == 0, made
+    bases = rows((await command.run("base", "list")).out)
+    assert [row["BASE"] for row in bases] == ["debian", "debian-web"]
+    disks = rows((await command.run("disk", "list")).out)
+    assert [row["DISK"] for row in disks] == ["web1", "web1-data", "web10"]
+
+
 async def test_what_cannot_be_made_is_3_and_names_why(command: Command, image: Path) -> None:
     await import_base(command, image)
     create = ("disk", "create", "web1", "--base")
