@@ -199,7 +199,7 @@ class Bases:
 
     def _manifests(self) -> Sequence[Manifest]:
         manifests = []
-        for path in sorted(self._folder.glob("[!.]*.json")):
+        for path in sorted(self._folder.glob("[!.]*.json"), key=lambda path: path.stem):
             try:
                 manifests.append(read_manifest(path))
             except BaseNotFound:

@@ -188,7 +188,7 @@ class Disks:
         """The files that are called as disks are, with the format that their names say."""
         return [
             (path, _FORMATS[path.suffix])
-            for path in sorted(self._folder.glob("[!.]*"))
+            for path in sorted(self._folder.glob("[!.]*"), key=lambda path: path.stem)
             if path.suffix in _FORMATS
         ]
 
