@@ -1,5 +1,6 @@
 """dom0 as the suite sees it: by libvirt, by Xen's own tools, by the kernel; never by provisiond."""
 
+import fcntl
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ DISK_FILES = DiskGuestFiles(
     image=Path("/laboratory/guest/root.ext4"),
 )
 TEMPLATE = Path("/etc/provisiond/templates/default.xml")
+HOTPLUG_LOCK = Path("/run/xen-hotplug/block")  # /etc/xen/scripts/locking.sh
 ADDRESS = "192.0.2.1/24"  # dom0's own on the bridge
 CONNECTED = "4"  # XenbusStateConnected (xen/include/public/io/xenbus.h)
 
@@ -131,6 +133,15 @@ def back_ends() -> str:
         ).stdout
         for kind in ("vbd", "qdisk")
     )
+
+
+@contextmanager
+def no_disk_gets_on() -> Iterator[None]:
+    """While this lasts, every attach waits in Xen's hotplug script; libxl gives it 40 s."""
+    HOTPLUG_LOCK.parent.mkdir(exist_ok=True)
+    with HOTPLUG_LOCK.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def loop_files() -> list[str]:
