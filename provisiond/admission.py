@@ -3,6 +3,7 @@
 Nothing is changed here. Each refusal says what the operator has to do first.
 """
 
+import asyncio
 from dataclasses import dataclass, replace
 
 from provisiond.api.requests import (
@@ -120,7 +121,7 @@ class Admission:
             size=create.size,
             by_tapdisk=self._tools.by_tapdisk,
         )
-        read_template(self._tools.template_dir, create.template)
+        await asyncio.to_thread(read_template, self._tools.template_dir, create.template)
         return subject
 
     async def _guest_to_destroy(self, request: DestroyRequest) -> Subject:
@@ -161,6 +162,11 @@ class Admission:
         disk = next((one for one in domain.disks if one.target == request.target), None)
         if disk is None:
             raise DiskNotFound(f"{domain.name}: has no disk {request.target}")
+        if domain.domid is None and not (request.persistent or request.remove):
+            raise DomainNotRunning(
+                f"{domain.name}: the domain is {domain.state}",
+                hint="Detach the disk for its next start (persistent), or start it first.",
+            )
         if disk.source is None or not self._tools.disks.is_ours(disk.source):
             raise NotMadeHere(
                 f"{domain.name}: {disk.target} is no disk that provisiond has made",

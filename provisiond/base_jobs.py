@@ -11,7 +11,7 @@ from pathlib import Path
 from provisiond.api.replies import JobState
 from provisiond.api.requests import ImportBaseRequest, VerifyBaseRequest
 from provisiond.disk.manifest import BaseOrder
-from provisiond.job import Job
+from provisiond.job import Failure, Job
 from provisiond.plan import plan_base
 from provisiond.story import Story, Tools
 
@@ -37,8 +37,16 @@ class ImportingBase(Story):
         detail = f"registered: {manifest.virtual_size} bytes, SHA-256 {manifest.sha256}"
         await self._save(JobState.SUCCEEDED, detail, disk=str(order.plan.image.path))
 
-    def _show(self, doing: str, fraction: float) -> None:
-        self.progress = (doing, fraction)
+    async def _turn_back(self, failure: Failure) -> None:
+        """A base that is registered stays one: disks may stand on it already."""
+        if self.job.state is not JobState.UNDOING and await self._until_done(
+            "it is not known whether the base is registered",
+            lambda: self._tools.bases.is_registered(self._order.plan),
+        ):
+            detail = f"registered, in spite of: {failure.message}"
+            await self._insist(JobState.SUCCEEDED, detail, disk=str(self._order.plan.image.path))
+            return
+        await super()._turn_back(failure)
 
     async def _undo(self) -> None:
         await self._tools.bases.take_back(self._order.plan)
@@ -57,9 +65,6 @@ class VerifyingBase(Story):
     async def _go_forward(self) -> None:
         await self._tools.bases.verify_hash(self._request.base, self._show)
         await self._save(JobState.SUCCEEDED, "unchanged: its hash is the one of its manifest")
-
-    def _show(self, doing: str, fraction: float) -> None:
-        self.progress = (doing, fraction)
 
 
 def order_of(request: ImportBaseRequest, *, job_id: str, image_dir: Path) -> BaseOrder:

@@ -152,15 +152,17 @@ async def _opened(
     hypervisor = Hypervisor(uri, threads=_LIBVIRT_THREADS, xenstore=xen.xenstore if xen else None)
     iso_threads = Threads(size=_ISO_THREADS, name="iso")
     reserve = settings.reserve_mib * MIB
+    # Images name each other by real paths, and libvirt has them so: every path is a real one.
+    image_dir = Path(os.path.realpath(settings.image_dir))
     bases = Bases(
-        bases_folder(settings.image_dir),
-        disks=disks_folder(settings.image_dir),
+        bases_folder(image_dir),
+        disks=disks_folder(image_dir),
         reserve=reserve,
         max_chain=settings.max_chain,
     )
     disks = Disks(
         bases,
-        disks_folder(settings.image_dir),
+        disks_folder(image_dir),
         reserve=reserve,
         max_chain=settings.max_chain,
     )
@@ -171,7 +173,7 @@ async def _opened(
         disks=disks,
         iso_threads=iso_threads,
         runtime_dir=settings.runtime_dir,
-        image_dir=settings.image_dir,
+        image_dir=image_dir,
         template_dir=settings.template_dir,
         limits=Limits(
             ready=settings.ready_seconds,

@@ -12,7 +12,13 @@ from pathlib import Path
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import AttachDiskRequest, DetachDiskRequest, DiskFormat
-from provisiond.errors import DiskInUse, DiskNotFound, DiskStillAttached, HypervisorFailed
+from provisiond.errors import (
+    DeadlinePassed,
+    DiskInUse,
+    DiskNotFound,
+    DiskStillAttached,
+    HypervisorFailed,
+)
 from provisiond.job import Failure, Job, Proof
 from provisiond.plan import FilePlan, plan_disk
 from provisiond.story import Story, Tools
@@ -132,19 +138,26 @@ class DetachingDisk(Story):
         self._persistent = self._request.persistent or self._request.remove
 
     async def _go_forward(self) -> None:
-        async with self._phase("detaching the disk", self._tools.limits.detach):
-            await self._patiently(
-                self._tools.hypervisor.detach_data_disk,
-                self._uuid,
-                source=self._path,
-                persistent=self._persistent,
-                passing=(DiskStillAttached,),
-            )
+        try:
+            async with self._phase("detaching the disk", self._tools.limits.detach):
+                await self._patiently(
+                    self._tools.hypervisor.detach_data_disk,
+                    self._uuid,
+                    source=self._path,
+                    persistent=self._persistent,
+                    passing=(DiskStillAttached,),
+                )
+        except DeadlinePassed as error:
+            await self._prove()  # which says where the disk still is
+            raise error from None
+        await self._prove()
+        detail = f"{self._path.name} detached: nothing has it any more"
+        await self._save(JobState.DISK_DETACHED, detail, proof=_proof())
+
+    async def _prove(self) -> None:
         await self._tools.hypervisor.prove_detached(
             self._uuid, source=self._path, persistent=self._persistent
         )
-        detail = f"{self._path.name} detached: nothing has it any more"
-        await self._save(JobState.DISK_DETACHED, detail, proof=_proof())
 
     async def _turn_back(self, failure: Failure) -> None:
         """A disk that is detached stays so: it is not attached again."""
@@ -161,7 +174,8 @@ class DetachingDisk(Story):
         await self._insist(JobState.DISK_DETACHED, detail, proof=_proof())
 
     async def _finish(self) -> None:
-        if not self._request.remove:
+        # Whoever cancels wants nothing removed that is there.
+        if self._cancelled or not self._request.remove:
             await self._insist(JobState.SUCCEEDED, f"data kept in {self._path.name}")
             return
         await self._until_done("the disk cannot be removed yet", self._remove)
@@ -172,7 +186,10 @@ class DetachingDisk(Story):
 
 
 async def remove_disk(path: Path, tools: Tools) -> str:
-    """Remove a disk for good, unless somebody else has it by now; returns what became of it."""
+    """Remove a disk for good, unless another domain has it by now; returns what became of it.
+
+    Raises ImageBusy while a program writes to it, such as a back end that is just ending.
+    """
     try:
         await tools.disks.remove(path.stem, in_use=await tools.hypervisor.sources_in_use())
     except DiskNotFound:

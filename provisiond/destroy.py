@@ -37,8 +37,10 @@ class Destroying(Story):
         await super()._turn_back(failure)
 
     async def _finish(self) -> None:
-        said = [await self._remove(Path(path)) for path in self.job.removes]
-        detail = "; ".join(said) or "its disks are none of ours and stay"
+        # Whoever cancels wants nothing removed that is there.
+        removes = () if self._cancelled else self.job.removes
+        said = [await self._remove(Path(path)) for path in removes]
+        detail = "; ".join(said) or "its disks stay"
         await self._insist(JobState.SUCCEEDED, detail)
 
     async def _remove(self, path: Path) -> str:

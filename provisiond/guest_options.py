@@ -22,18 +22,29 @@ _AGAIN = "May be given again."
 class GuestOptions:
     """What the guest shall become, as the commands that configure one take it."""
 
-    ip: Annotated[str | None, typer.Option(metavar="CIDR", help="Such as 192.0.2.10/24.")] = None
-    gateway: Annotated[str | None, typer.Option(metavar="ADDRESS")] = None
-    hostname: Annotated[str | None, typer.Option(metavar="NAME")] = None
-    nameserver: Annotated[list[str] | None, typer.Option(metavar="ADDRESS", help=_AGAIN)] = None
-    search: Annotated[list[str] | None, typer.Option(metavar="DOMAIN", help=_AGAIN)] = None
-    user: Annotated[str | None, typer.Option(help="Whose password and keys; left out: root.")] = (
+    ip: Annotated[
+        str | None, typer.Option(metavar="CIDR", help="The guest's, such as 192.0.2.10/24.")
+    ] = None
+    gateway: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Its default route.")] = (
         None
     )
+    hostname: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Needed, here or in --config.")
+    ] = None
+    nameserver: Annotated[
+        list[str] | None, typer.Option(metavar="ADDRESS", help=f"For DNS. {_AGAIN}")
+    ] = None
+    search: Annotated[
+        list[str] | None, typer.Option(metavar="DOMAIN", help=f"For DNS. {_AGAIN}")
+    ] = None
+    user: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose password and keys; left out: root.")
+    ] = None
     password_stdin: Annotated[
         bool,
         typer.Option(
-            "--password-stdin", help="Read it from stdin's first line; a terminal asks for it."
+            "--password-stdin",
+            help="Read the password from stdin's first line; on a terminal you are asked.",
         ),
     ] = False
     password_hash_stdin: Annotated[
@@ -43,17 +54,23 @@ class GuestOptions:
         list[typer.FileText] | None,
         typer.Option(metavar="FILE", encoding="utf-8", help=f"Public keys, one a line. {_AGAIN}"),
     ] = None
-    timezone: Annotated[str | None, typer.Option(metavar="ZONE")] = None
+    timezone: Annotated[str | None, typer.Option(metavar="ZONE", help="Such as Europe/Vienna.")] = (
+        None
+    )
     config: Annotated[
         typer.FileText | None,
         typer.Option(
             metavar="FILE",
             encoding="utf-8",
-            help="The request's whole 'config' as JSON, '-' for stdin; options win over it.",
+            help="The API's 'config', as JSON; '-' is stdin. Options win over it.",
         ),
     ] = None
     target: Annotated[
-        str | None, typer.Option(help="The ISO's disk target, such as sdb or xvdp.")
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="The config ISO's, such as sdb or xvdp; left out: a free one.",
+        ),
     ] = None
 
     def read(self, *, mac: str | None = None) -> Config:

@@ -4,14 +4,13 @@ And the removal of bases and disks that nobody has.
 """
 
 import asyncio
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from provisiond.disk.bases import BaseState
 from provisiond.disk.disks import Disk
-from provisiond.errors import BaseNotFound, DiskInUse, DomainBusy, XenstoreUnavailable
+from provisiond.errors import DiskInUse, DomainBusy, XenstoreUnavailable
 from provisiond.guest.addresses import (
     GuestAddress,
     gather_addresses,
@@ -47,7 +46,7 @@ class DiskState:
 
 
 class Inventory:
-    """Reads; and removes bases and disks, each in one step that a crash cannot halve."""
+    """Reads; and removes bases and disks. A removal that a crash ends is asked for again."""
 
     def __init__(self, tools: Tools, xenstore: Xenstore | None) -> None:
         """`xenstore` is where Xen's guests tell their addresses; None on another hypervisor."""
@@ -57,46 +56,37 @@ class Inventory:
 
     # ------------------------------------------------------------ domains
     async def domains(self) -> Sequence[DomainState]:
-        """All domains of the host, by name.
-
-        A guest's agent is asked only where no other source knows an address.
-        """
+        """All domains of the host, by name. No guest's agent is asked: that takes its time."""
         found = await self._tools.hypervisor.domains()
-        return await asyncio.gather(*(self._look_at(domain, ask_all=False) for domain in found))
+        async with asyncio.TaskGroup() as tasks:
+            looking = [tasks.create_task(self._look_at(domain)) for domain in found]
+        return [task.result() for task in looking]
 
     async def domain(self, name_or_uuid: str) -> DomainState:
         """One domain, with the addresses that every source tells; raises DomainNotFound."""
         domain = await self._tools.hypervisor.details(name_or_uuid)
-        return await self._look_at(domain, ask_all=True)
+        from_agent = [] if domain.domid is None else await self._from_libvirt(domain, "agent")
+        return await self._look_at(domain, from_agent)
 
-    async def _look_at(self, domain: DomainDetails, *, ask_all: bool) -> DomainState:
+    async def _look_at(
+        self, domain: DomainDetails, from_agent: Sequence[GuestAddress] = ()
+    ) -> DomainState:
         async with self._at_once:
-            addresses = await self._addresses(domain, ask_all=ask_all)
+            found = await self._from_our_jobs(domain)
+            if domain.domid is not None:
+                found += await self._from_xenstore(domain.domid)
+                found += await self._from_libvirt(domain, "lease")
         names = {
             disk.target: disk.source.stem
             for disk in domain.disks
             if disk.source is not None and self._tools.disks.is_ours(disk.source)
         }
-        return DomainState(domain, addresses, names)
-
-    async def _addresses(self, domain: DomainDetails, *, ask_all: bool) -> tuple[GuestAddress, ...]:
-        found = await self._from_our_jobs(domain)
-        if domain.domid is not None:
-            found += await self._from_xenstore(domain.domid)
-            found += await self._from_libvirt(domain, "lease")
-            if ask_all or not found:
-                found += await self._from_libvirt(domain, "agent")
-        return gather_addresses(found)
+        return DomainState(domain, gather_addresses(found, from_agent), names)
 
     async def _from_our_jobs(self, domain: DomainDetails) -> list[GuestAddress]:
         """What the last job that configured the guest gave it."""
-        jobs = await self._tools.store.of_domain(domain.uuid)
-        configured = (job for job in jobs if job.guest_has_won and "config" in job.request)
-        return [
-            address
-            for job in itertools.islice(configured, 1)
-            for address in request_addresses(job.request)
-        ]
+        job = await self._tools.store.last_configured(domain.uuid)
+        return [] if job is None else request_addresses(job.request)
 
     async def _from_xenstore(self, domid: int) -> list[GuestAddress]:
         if self._xenstore is None:
@@ -123,11 +113,8 @@ class Inventory:
         return await self._tools.bases.list()
 
     async def base(self, name: str) -> BaseState:
-        """One base; raises BaseNotFound."""
-        for state in await self.bases():
-            if state.manifest.name == name:
-                return state
-        raise BaseNotFound(f"{name}: no base has this name")
+        """One base; raises BaseNotFound, or BaseChanged where its manifest cannot be read."""
+        return await self._tools.bases.look_at(name)
 
     async def remove_base(self, name: str) -> None:
         """Remove a base that nothing stands on; raises BaseNotFound, BaseInUse, DomainBusy."""

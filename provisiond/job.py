@@ -68,6 +68,10 @@ TRANSITIONS: Mapping[JobKind, _Ways] = MappingProxyType(
 )
 
 
+# From its stored verdict on a guest is configured.
+GUEST_HAS_WON = (_S.GUEST_CONFIGURED, _S.ISO_DETACHED, _S.SUCCEEDED)
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a job failed; `step` is the guest's step where the guest said it."""
@@ -142,7 +146,7 @@ class Job:
     @property
     def guest_has_won(self) -> bool:
         """The guest said done and that was stored: nothing may be undone any more."""
-        return self.state in (_S.GUEST_CONFIGURED, _S.ISO_DETACHED, _S.SUCCEEDED)
+        return self.kind is JobKind.PROVISION and self.state in GUEST_HAS_WON
 
 
 @dataclass(frozen=True, slots=True)

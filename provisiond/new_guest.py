@@ -4,6 +4,7 @@ All of it is derived from the job's id, so whatever bears these names was made b
 every step may be asked for twice.
 """
 
+import asyncio
 from pathlib import Path
 
 from provisiond.api.requests import Create
@@ -52,7 +53,7 @@ class NewGuest:
             return
         chain = await self.create_overlay()  # it is there, and is read again
         xml = build_domain(
-            read_template(self._tools.template_dir, create.template),
+            await asyncio.to_thread(read_template, self._tools.template_dir, create.template),
             NewDomain(
                 name=self._job.subject,
                 uuid=self._uuid,

@@ -15,8 +15,9 @@ from typing import ParamSpec, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from provisiond.api.replies import JobState
+from provisiond.api.requests import JobKind
 from provisiond.errors import DomainBusy, RequestConflict, StateUnusable, StateUnwritable
-from provisiond.job import Event, Job
+from provisiond.job import GUEST_HAS_WON, Event, Job
 from provisiond.schema import APPLICATION_ID, FROM_VERSION_1, SCHEMA, SCHEMA_VERSION
 from provisiond.threads import Threads
 
@@ -163,11 +164,13 @@ class Store:
         )
         return _first(await self._jobs(query, str(path), name))
 
-    async def of_domain(self, domain_uuid: str) -> list[Job]:
-        """The newest 100 jobs that worked on this domain, newest first."""
-        return await self._jobs(
-            "WHERE domain_uuid = ? ORDER BY created_at DESC LIMIT 100", domain_uuid
+    async def last_configured(self, domain_uuid: str) -> Job | None:
+        """The last job whose configuration the guest of this domain has taken."""
+        query = (
+            "WHERE domain_uuid = ? AND job ->> '$.kind' = ? AND job ->> '$.state' IN (?, ?, ?)"
+            " ORDER BY created_at DESC LIMIT 1"
         )
+        return _first(await self._jobs(query, domain_uuid, JobKind.PROVISION, *GUEST_HAS_WON))
 
     async def newest(self, limit: int) -> list[Job]:
         """The newest jobs, newest first."""

@@ -165,6 +165,10 @@ class Story(ABC):
             f"{self.job.subject}: {what}: {self._unavailable}", hint=self._unavailable.hint
         )
 
+    def _show(self, doing: str, fraction: float) -> None:
+        """Let it be seen how far long work has come, from 0 to 1."""
+        self.progress = (doing, fraction)
+
     # ------------------------------------------------------------ facts
     async def _save(self, to: JobState, detail: str, **facts: object) -> None:
         """Store a fact; where that fails, the job stays what it was."""

@@ -21,6 +21,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 _TARGET = r"^(vd|sd|xvd)[a-z]$"
 _SECTOR = 512
 _LARGEST_DISK = 2**46  # 64 TiB
+_LARGEST_VHD = 2040 * 2**30
 
 
 class DiskFormat(StrEnum):
@@ -173,6 +174,8 @@ class AttachDiskRequest(_Request):
     def _of_a_new_disk(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("disk") is not None:
             raise ValueError("must be absent where 'disk' names one that exists")
+        if value == DiskFormat.VHD and (info.data.get("size") or 0) > _LARGEST_VHD:
+            raise ValueError("cannot be vhd: a VHD has at most 2040 GiB")
         return value
 
 

@@ -33,6 +33,7 @@ from provisiond.api.replies import (
     JobList,
     JobView,
 )
+from provisiond.api.requests import DomainName, Name
 from provisiond.api.requests import Request as JobRequest
 from provisiond.api.views import view_base, view_disk, view_domain, view_event, view_job
 from provisiond.errors import JobNotFound
@@ -186,12 +187,12 @@ def _add_images(app: FastAPI, inventory: Inventory) -> None:
         return BaseList(bases=[view_base(facts) for facts in await inventory.bases()])
 
     @app.get("/v1/bases/{name}", tags=["images"])
-    async def base(name: str) -> BaseView:
+    async def base(name: Name) -> BaseView:
         """One golden base."""
         return view_base(await inventory.base(name))
 
     @app.delete("/v1/bases/{name}", status_code=HTTPStatus.NO_CONTENT, tags=["images"])
-    async def remove_base(name: str) -> None:
+    async def remove_base(name: Name) -> None:
         """Remove a base that nothing stands on."""
         await inventory.remove_base(name)
 
@@ -201,7 +202,7 @@ def _add_images(app: FastAPI, inventory: Inventory) -> None:
         return DiskList(disks=[view_disk(facts) for facts in await inventory.disks()])
 
     @app.delete("/v1/disks/{name}", status_code=HTTPStatus.NO_CONTENT, tags=["images"])
-    async def remove_disk(name: str) -> None:
+    async def remove_disk(name: Name) -> None:
         """Remove a disk that no domain has."""
         await inventory.remove_disk(name)
 
@@ -217,7 +218,7 @@ def _add_domains(app: FastAPI, supervisor: Supervisor, inventory: Inventory) -> 
         return DomainList(domains=[view(state) for state in await inventory.domains()])
 
     @app.get("/v1/domains/{name}", tags=["host"])
-    async def domain(name: str) -> DomainView:
+    async def domain(name: DomainName) -> DomainView:
         """One domain, by its name or UUID."""
         return view(await inventory.domain(name))
 

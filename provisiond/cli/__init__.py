@@ -67,6 +67,7 @@ def _options_of_all(
         Path | None,
         typer.Option(
             envvar="PROVISIOND_SOCKET",
+            metavar="FILE",
             help=f"provisiond's Unix socket; left out: {DEFAULT_SOCKET}.",
         ),
     ] = None,
@@ -74,7 +75,7 @@ def _options_of_all(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Provision guests on this host through provisiond, and look at its jobs."""
+    """Make, configure, look at and end the guests of this host, through provisiond."""
     ctx.obj = socket
 
 

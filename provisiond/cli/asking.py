@@ -18,7 +18,7 @@ JOB_FAILED = NOT_READY = NO_ADDRESS = ANSWERED_NO = 1
 REFUSED, UNREACHABLE, TROUBLE, CTRL_C, NO_READER = 3, 4, 5, 130, 141
 EXIT_CODES = """\b
 Exit status:
-  0    done; where a job was waited for and in watch JOB: it succeeded
+  0    done; where a job was waited for, and in watch JOB: it succeeded
   1    the job failed; ip, ips, ssh: no address is known; destroy: the answer was no;
        doctor: something is missing that provisiond needs
   2    wrong usage
@@ -31,8 +31,8 @@ Exit status:
 
 \b
 With --json, stdout has one JSON document: the API's reply, or its error reply
-(watch: one event a line; base remove, disk remove: {}). Wrong usage is always
-told on stderr.
+(watch: one event a line; base remove, disk remove: {}; ssh: errors alone).
+Wrong usage is always told on stderr.
 """
 
 

@@ -23,9 +23,9 @@ _Base = Annotated[
 def import_base(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the new base.")],
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="An image file of this host.")],
+    source: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file on this host.")],
     *,
-    source_format: Annotated[DiskFormat, typer.Option(help="The source's; it is never guessed.")],
+    source_format: Annotated[DiskFormat, typer.Option(help="The image's; it is never guessed.")],
     disk_format: Annotated[
         DiskFormat | None, typer.Option("--format", help="The base's; left out: qcow2.")
     ] = None,
@@ -34,13 +34,16 @@ def import_base(
         typer.Option(
             metavar="BASE",
             autocompletion=complete_base,
-            help="The base that the source, an overlay, stands on.",
+            help="Where the image is an overlay: the base that it stands on.",
         ),
     ] = None,
     options: JobOptions,
     no_wait: NoWait = False,
 ) -> None:
-    """Make a golden base out of an image; the image stays as it is."""
+    """Make a golden base out of an image.
+
+    The base is a copy: checked, hashed and read-only. The image stays as it is.
+    """
     request = {
         "name": name,
         "source": str(source.resolve()),
@@ -76,7 +79,7 @@ def show(ctx: typer.Context, name: _Base, *, as_json: Json = False) -> None:
 def verify(
     ctx: typer.Context, name: _Base, *, options: JobOptions, no_wait: NoWait = False
 ) -> None:
-    """Read a base whole, and compare it with the hash taken at its import."""
+    """Read a base whole and compare it with its hash."""
     with provisiond(ctx, as_json=options.as_json) as client:
         request = {"base": name}
         ask_for_job(client, JobKind.VERIFY_BASE, request, options, wait=not no_wait)

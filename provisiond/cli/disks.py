@@ -9,7 +9,15 @@ from provisiond.api.replies import DiskList
 from provisiond.api.requests import DiskFormat, JobKind
 from provisiond.cli.asking import provisiond, show_json, show_nothing
 from provisiond.cli.completion import complete_base, complete_disk, complete_domain, complete_target
-from provisiond.cli.options import JobOptions, Json, NoWait, Size, spread
+from provisiond.cli.options import (
+    JobOptions,
+    Json,
+    NoWait,
+    OverlayFormat,
+    OverlaySize,
+    size_of,
+    spread,
+)
 from provisiond.cli.waiting import ask_for_job
 from provisiond.display import new_console, say
 from provisiond.tables import show_disks, show_disks_of
@@ -27,15 +35,12 @@ def create(
     base: Annotated[
         str, typer.Option(metavar="BASE", autocompletion=complete_base, help="What it stands on.")
     ],
-    disk_format: Annotated[
-        DiskFormat | None,
-        typer.Option("--format", metavar="qcow2|qcow|vhd", help="Left out: qcow2."),
-    ] = None,
-    size: Size = None,
+    disk_format: OverlayFormat = None,
+    size: OverlaySize = None,
     options: JobOptions,
     no_wait: NoWait = False,
 ) -> None:
-    """Make an overlay over a base, for a domain that somebody else defines."""
+    """Make an overlay over a base, for a domain that you define."""
     request = {"name": name, "base": base, "format": disk_format, "size": size}
     with provisiond(ctx, as_json=options.as_json) as client:
         ask_for_job(client, JobKind.CREATE_OVERLAY, request, options, wait=not no_wait)
@@ -46,31 +51,46 @@ def attach(
     ctx: typer.Context,
     domain: _Domain,
     *,
-    size: Size = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            parser=size_of, metavar="SIZE", help="Make a new disk: 512M, 10G, 1T, or the like."
+        ),
+    ] = None,
     disk_format: Annotated[
         DiskFormat | None,
-        typer.Option("--format", help="A new disk's; left out: raw on Xen, else qcow2."),
+        typer.Option("--format", help="The new disk's; left out: raw on Xen, else qcow2."),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(metavar="DISK", help="A new disk's; left out: made from the domain's."),
+        typer.Option(metavar="DISK", help="The new disk's name; left out: made from the domain's."),
     ] = None,
     disk: Annotated[
         str | None,
         typer.Option(
-            metavar="DISK", autocompletion=complete_disk, help="One that exists, instead of --size."
+            metavar="DISK",
+            autocompletion=complete_disk,
+            help="Take a disk that exists, instead of --size.",
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="TARGET", help="Such as vdb; left out: the first free.")
+        str | None,
+        typer.Option(metavar="TARGET", help="Such as vdb, xvdb; left out: the first that is free."),
     ] = None,
     persistent: Annotated[
-        bool, typer.Option("--persistent", help="Also after the domain's next start.")
+        bool,
+        typer.Option(
+            "--persistent",
+            help="Also after the domain's next start; one that is off takes only such.",
+        ),
     ] = False,
     options: JobOptions,
     no_wait: NoWait = False,
 ) -> None:
-    """Add a data disk to a running domain: a new one of --size, or --disk."""
+    """Add a data disk to a domain: a new one (--size), or --disk.
+
+    Shows the domain's disks before and after, and the target that the disk was really given.
+    """
     request = {
         "domain": domain,
         "disk": disk,
@@ -95,19 +115,25 @@ def detach(
     domain: _Domain,
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", autocompletion=complete_target, help="Such as vdb."),
+        typer.Argument(
+            metavar="TARGET", autocompletion=complete_target, help="The disk's, such as vdb."
+        ),
     ],
     *,
     persistent: Annotated[
-        bool, typer.Option("--persistent", help="Also from the domain's next start on.")
+        bool,
+        typer.Option("--persistent", help="It does not come back with the domain's next start."),
     ] = False,
     remove: Annotated[
-        bool, typer.Option("--remove", help="Remove the disk and its data as well.")
+        bool, typer.Option("--remove", help="Remove the disk with its data; includes --persistent.")
     ] = False,
     options: JobOptions,
     no_wait: NoWait = False,
 ) -> None:
-    """Take a data disk away from a domain; its data are kept."""
+    """Take a data disk away from a domain; its data are kept.
+
+    Done when nothing has the disk any more: a guest that uses it has to let go.
+    """
     request = {"domain": domain, "target": target, "persistent": persistent, "remove": remove}
     with provisiond(ctx, as_json=options.as_json) as client:
         if not options.as_json:

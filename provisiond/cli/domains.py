@@ -25,7 +25,11 @@ _Domain = Annotated[
 
 
 def domains(ctx: typer.Context, *, as_json: Json = False) -> None:
-    """List the domains of this host: addresses, disks, and the job at work on each."""
+    """List this host's domains: state, addresses, disks, job.
+
+    An address has its source: job (provisiond gave it), xenstore (the guest's tools say so), lease
+    (libvirt's DHCP server), agent (QEMU's guest agent). A disk that provisiond made has its name.
+    """
     with provisiond(ctx, as_json=as_json) as client:
         found = client.domains()
         if as_json:
@@ -35,7 +39,10 @@ def domains(ctx: typer.Context, *, as_json: Json = False) -> None:
 
 
 def ip(ctx: typer.Context, name: _Domain, *, as_json: Json = False) -> None:
-    """Show the addresses of a guest, the best first: address, tab, who says so."""
+    """Show the addresses of a guest, the best first.
+
+    One a line: address, tab, its source (as in domains).
+    """
     with provisiond(ctx, as_json=as_json) as client:
         domain = client.domain(name)
         choose_address(domain.name, domain.addresses)  # there is one
@@ -52,19 +59,28 @@ def ips(
         typer.Argument(
             metavar="PATTERN",
             autocompletion=complete_domain,
-            help="Of names, as a shell has it: 'web*'; in quotes.",
+            help="Of names, as a shell's: 'web*'; in quotes.",
         ),
     ],
     *,
     as_json: Json = False,
 ) -> None:
-    """Show the addresses of the guests whose names match: name, tab, address, tab, who says so."""
+    """Show the addresses of all guests whose names match.
+
+    One a line: name, tab, address, tab, its source (as in domains).
+    """
     with provisiond(ctx, as_json=as_json) as client:
         every = client.domains()
         names = set(match_names(pattern, [domain.name for domain in every]))
         found = [domain for domain in every if domain.name in names]
+        if not found:
+            raise NoAddress(
+                f"{pattern}: no domain has such a name", hint="provisionctl domains lists them."
+            )
         if not any(domain.addresses for domain in found):
-            raise NoAddress(f"{pattern}: none of {len(found)} matching domains has a known address")
+            raise NoAddress(
+                f"{pattern}: none of {len(found)} matching domains has an address that is known"
+            )
         if as_json:
             show_json(DomainList(domains=found))
             return
@@ -78,20 +94,26 @@ def ssh(
     name: _Domain,
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- COMMAND...]", help="Left out: the guest's shell."),
+        typer.Argument(metavar="COMMAND", help="After --; left out: a shell of the guest."),
     ] = None,
     *,
-    user: Annotated[str, typer.Option(help="Who logs in.")] = "root",
+    user: Annotated[str, typer.Option(metavar="NAME", help="Who logs in.")] = "root",
     key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The key; left out: ssh's own choice.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The key to log in with; left out: ssh's own choice."),
     ] = None,
     copy_key: Annotated[
         bool,
-        typer.Option("--copy-key", help="First let ssh-copy-id add the key to the guest's."),
+        typer.Option("--copy-key", help="First have ssh-copy-id add your key to the guest's."),
     ] = False,
-    as_json: Json = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write provisiond's errors to stdout as JSON.")
+    ] = False,
 ) -> None:
-    """Log into a guest with ssh, or run a command there."""
+    """Log into a guest with ssh, or run a command there.
+
+    The address is the first that ip shows. ssh keeps the guest's host key under the domain's UUID.
+    """
     with provisiond(ctx, as_json=as_json) as client:
         domain = client.domain(name)
         address = choose_address(domain.name, domain.addresses)

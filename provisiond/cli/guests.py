@@ -6,15 +6,24 @@ from typing import Annotated
 import typer
 
 from provisiond.api.replies import DomainView
-from provisiond.api.requests import DiskFormat, JobKind
+from provisiond.api.requests import JobKind
 from provisiond.cli.asking import ANSWERED_NO, provisiond
 from provisiond.cli.completion import complete_base, complete_domain
-from provisiond.cli.options import JobOptions, NoWait, Size, mebibytes_of, spread
+from provisiond.cli.options import (
+    JobOptions,
+    NoWait,
+    OverlayFormat,
+    OverlaySize,
+    mebibytes_of,
+    spread,
+)
 from provisiond.cli.waiting import ask_for_job
 from provisiond.display import new_console, printable, say
 from provisiond.guest_options import GuestOptions
 
-_Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end and show the way.")]
+_Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait for the job's end and show its way there.")
+]
 
 
 @spread
@@ -28,7 +37,7 @@ def provision(
     ],
     guest: GuestOptions,
     mac: Annotated[
-        str | None, typer.Option(metavar="MAC", help="The interface; left out: the first.")
+        str | None, typer.Option(metavar="MAC", help="The interface of --ip; left out: the first.")
     ] = None,
     *,
     options: JobOptions,
@@ -52,24 +61,23 @@ def create(
         str,
         typer.Option(metavar="BASE", autocompletion=complete_base, help="What its disk stands on."),
     ],
-    disk_format: Annotated[
-        DiskFormat | None,
-        typer.Option("--format", metavar="qcow2|qcow|vhd", help="Its disk's; left out: qcow2."),
-    ] = None,
-    size: Size = None,
+    disk_format: OverlayFormat = None,
+    size: OverlaySize = None,
     memory: Annotated[
-        int | None, typer.Option(parser=mebibytes_of, metavar="SIZE", help="Such as 2G.")
+        int | None, typer.Option(parser=mebibytes_of, metavar="SIZE", help="Such as 512M, 2G.")
     ] = None,
-    vcpus: Annotated[int | None, typer.Option(metavar="NUMBER")] = None,
+    vcpus: Annotated[int | None, typer.Option(metavar="NUMBER", help="Virtual CPUs.")] = None,
     network: Annotated[
-        str | None, typer.Option(metavar="NETWORK", help="One of libvirt's; or a --bridge.")
+        str | None, typer.Option(metavar="NETWORK", help="libvirt's, for the first interface.")
     ] = None,
-    bridge: Annotated[str | None, typer.Option(metavar="BRIDGE", help="One of the host's.")] = None,
+    bridge: Annotated[
+        str | None, typer.Option(metavar="BRIDGE", help="The host's, instead of --network.")
+    ] = None,
     mac: Annotated[
-        str | None, typer.Option(metavar="MAC", help="The first interface's; left out: made.")
+        str | None, typer.Option(metavar="MAC", help="The first interface's; left out: a new one.")
     ] = None,
     template: Annotated[
-        str | None, typer.Option(metavar="TEMPLATE", help="Left out: default.")
+        str | None, typer.Option(metavar="TEMPLATE", help="The domain's; left out: default.")
     ] = None,
     guest: GuestOptions,
     options: JobOptions,
@@ -77,7 +85,8 @@ def create(
 ) -> None:
     """Make a domain over a base, start it and configure its guest.
 
-    What no option says stays as the template has it.
+    What no option says stays as the template has it. No option takes a password: a command line
+    can be read by every user of the host.
     """
     making = {
         "base": base,
@@ -110,16 +119,25 @@ def destroy(
     ],
     *,
     force: Annotated[
-        bool, typer.Option("--force", help="Also one that provisiond did not make; not its disks.")
+        bool,
+        typer.Option(
+            "--force", help="Also a domain that provisiond did not make; its own disks stay."
+        ),
     ] = False,
     remove_data: Annotated[
-        bool, typer.Option("--remove-data", help="Remove its data disks as well.")
+        bool,
+        typer.Option(
+            "--remove-data", help="Remove the data disks as well that provisiond made for it."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask, even on a terminal.")] = False,
     options: JobOptions,
     no_wait: NoWait = False,
 ) -> None:
-    """End a domain that provisiond made, and remove it with its overlay."""
+    """End a domain that provisiond made, and remove its overlay.
+
+    On a terminal you are asked first.
+    """
     request = {"domain": name, "force": force, "remove_data": remove_data}
     with provisiond(ctx, as_json=options.as_json) as client:
         if sys.stdin.isatty() and not yes:
@@ -127,11 +145,18 @@ def destroy(
         ask_for_job(client, JobKind.DESTROY, request, options, wait=not no_wait)
 
 
+# What becomes of a domain's disks, by whether provisiond made it and --remove-data was given.
+_FATES = {
+    (True, True): "Its overlay and its data disks are removed with it.",
+    (True, False): "Its overlay is removed with it; data disks stay.",
+    (False, True): "The data disks that provisiond made for it are removed with it.",
+    (False, False): "Its disks stay.",
+}
+
+
 def _confirm(domain: DomainView, *, remove_data: bool) -> None:
     """Ask the person at the terminal; leaves with 1 where the answer is no."""
-    parts = ["its overlay"] if domain.made_here else []
-    parts += ["its data disks"] if remove_data else []
-    fate = f"With it go {' and '.join(parts)}." if parts else "Its disks stay."
+    fate = _FATES[domain.made_here, remove_data]
     try:
         sure = typer.confirm(
             f"{printable(domain.name)} is {printable(domain.state)}. {fate} Destroy it?", err=True

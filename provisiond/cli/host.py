@@ -24,7 +24,10 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check whether this host has what provisiond needs, and say what to do where not."""
+    """Check whether this host has what provisiond needs.
+
+    Says what to do where something is missing.
+    """
     console, checks = new_console(), list[Check]()
 
     async def run_checks() -> None:

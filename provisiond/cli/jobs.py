@@ -23,7 +23,9 @@ JobId = Annotated[
 
 def jobs(
     ctx: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, max=1000, metavar="NUMBER", help="At most so many.")
+    ] = 20,
     as_json: Json = False,
 ) -> None:
     """List the newest jobs, newest first."""
@@ -36,7 +38,7 @@ def jobs(
 
 
 def show(ctx: typer.Context, job_id: JobId, as_json: Json = False) -> None:
-    """Show a job: its history, why it failed, the proof of its clean end, the guest's log."""
+    """Show a job: history, failure, proof, the guest's log."""
     with provisiond(ctx, as_json=as_json) as client:
         job = client.job(job_id)
         if as_json:
@@ -50,12 +52,12 @@ def watch(
     job_id: Annotated[
         str | None,
         typer.Argument(
-            metavar="[JOB]", autocompletion=complete_job, help="Left out: every job, until Ctrl-C."
+            metavar="JOB", autocompletion=complete_job, help="Left out: every job, until Ctrl-C."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Follow a job from its start to its end, or all jobs from now on."""
+    """Follow a job to its end, or all jobs from now on."""
     with provisiond(ctx, as_json=as_json) as client:
         if job_id is not None and not as_json:
             follow_to_end(client, client.job(job_id), as_json=False)
@@ -72,7 +74,10 @@ def watch(
 
 
 def cancel(ctx: typer.Context, job_id: JobId, as_json: Json = False) -> None:
-    """Cancel a job: everything is undone, unless its guest is configured first."""
+    """Cancel a job: what it made is undone.
+
+    Unless it is over first: a guest that is configured by then has won.
+    """
     with provisiond(ctx, as_json=as_json) as client:
         job = client.cancel(job_id)
         if as_json:

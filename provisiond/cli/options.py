@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from provisiond.api.requests import DiskFormat
 from provisiond.sizes import parse_size
 
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, errors too.")]
@@ -30,8 +31,17 @@ def mebibytes_of(text: str) -> int:
     return mebibytes
 
 
-Size = Annotated[
-    int | None, typer.Option(parser=size_of, metavar="SIZE", help="Such as 512M, 10G, 1T.")
+OverlaySize = Annotated[
+    int | None,
+    typer.Option(
+        parser=size_of,
+        metavar="SIZE",
+        help="The disk's, such as 512M, 10G, 1T; left out: the base's.",
+    ),
+]
+OverlayFormat = Annotated[
+    DiskFormat | None,
+    typer.Option("--format", metavar="qcow2|qcow|vhd", help="The disk's; left out: qcow2."),
 ]
 
 
@@ -40,10 +50,14 @@ class JobOptions:
     """How a command asks for its job, and in which form it answers."""
 
     deadline: Annotated[
-        int | None, typer.Option(metavar="SECONDS", help="How long the job may take.")
+        int | None,
+        typer.Option(
+            metavar="SECONDS", help="How long the job may take; left out: provisiond's setting."
+        ),
     ] = None
     request_id: Annotated[
-        str | None, typer.Option(metavar="ID", help="The same id gives the same job again.")
+        str | None,
+        typer.Option(metavar="ID", help="Ask again with the same ID: it stays one job."),
     ] = None
     as_json: Json = False
 

@@ -10,13 +10,14 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from provisiond.api.requests import DiskFormat
 from provisiond.disk import folder, qemu_img
 from provisiond.disk.chain import DiskChain, DiskImage
-from provisiond.disk.fingerprint import hash_file, take_fingerprint
+from provisiond.disk.fingerprint import Fingerprint, hash_file, take_fingerprint
 from provisiond.disk.folder import explained, is_placed, place, settle
 from provisiond.disk.header import read_header
 from provisiond.disk.inspection import inspect
@@ -58,20 +59,32 @@ def refuse_order(order: BaseOrder, *, parent: DiskChain | None, max_chain: int) 
                 f"{order.name}: its overlays would be the top of {parent.depth + 2} images, "
                 f"and {max_chain} may be"
             )
-    if not order.source.exists():
-        raise ImageNotFound(f"{order.source}: does not exist")
     inspect(
-        _real(order.source),
+        order.source,
         disk_format=order.source_format,
         parent=None if parent is None else parent.top,
     )
     folder.refuse_writers(order.source)
 
 
+def find_source(order: BaseOrder) -> tuple[BaseOrder, Fingerprint]:
+    """The order with its source's real path, and what the source is just now; blocks.
+
+    What is looked at is then what is read, whatever a symbolic link leads to later. Raises
+    ImageNotFound.
+    """
+    source = Path(os.path.realpath(order.source))
+    try:
+        return replace(order, source=source), take_fingerprint(source)
+    except OSError as error:
+        raise ImageNotFound(f"{source}: {error.strerror}") from error
+
+
 # ---------------------------------------------------------------- the copy
 async def write_image(
     order: BaseOrder,
     *,
+    before: Fingerprint,
     parent: DiskImage | None,
     reserve: int,
     threads: Threads,
@@ -79,10 +92,11 @@ async def write_image(
 ) -> None:
     """Copy the source, which `refuse_order` has let pass; then write the draft of the manifest.
 
+    `before` is what the source was before it was looked at.
+
     Raises NoSpace, ImageRefused where its tables are damaged, ImageBusy where it changes meanwhile.
     """
-    source, part = _real(order.source), order.plan.image.part
-    before = take_fingerprint(source)
+    source, part = order.source, order.plan.image.part
     progress("checking", 0.0)
     await qemu_img.check(source, disk_format=order.source_format)
     size = await _read_size(order)
@@ -102,8 +116,7 @@ async def write_image(
         threads=threads,
         progress=lambda fraction: progress("converting", fraction),
     )
-    if take_fingerprint(source) != before:
-        raise ImageBusy(f"{source}: was changed while it was read")
+    await threads.call(_require_unchanged, source, before)
     await threads.call(_read_back, order, size, parent)
     await threads.call(folder.sync, part)
     digest = await hash_file(
@@ -115,7 +128,7 @@ async def write_image(
 
 async def _read_size(order: BaseOrder) -> int:
     """The source's virtual size: QEMU, which copies it, and its own header must agree."""
-    source = _real(order.source)
+    source = order.source
     seen = await qemu_img.read_image(source, disk_format=order.source_format)
     said = await asyncio.to_thread(read_header, source, disk_format=order.source_format)
     if seen.virtual_size != said.virtual_size:
@@ -126,9 +139,13 @@ async def _read_size(order: BaseOrder) -> int:
     return seen.virtual_size
 
 
-def _real(source: Path) -> Path:
-    """The source without symbolic links: what is looked at is what is read."""
-    return Path(os.path.realpath(source))
+def _require_unchanged(source: Path, before: Fingerprint) -> None:
+    try:
+        now = take_fingerprint(source)
+    except OSError as error:
+        raise ImageBusy(f"{source}: went while it was read: {error.strerror}") from error
+    if now != before:
+        raise ImageBusy(f"{source}: was changed while it was read")
 
 
 def _read_back(order: BaseOrder, size: int, parent: DiskImage | None) -> None:

@@ -5,7 +5,6 @@ looked at before each use.
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -33,7 +32,6 @@ from provisiond.errors import (
     ChainTooDeep,
     ImageNotFound,
     ImageRefused,
-    ProvisionError,
 )
 from provisiond.plan import BasePlan
 from provisiond.threads import Threads
@@ -59,13 +57,13 @@ class BaseState:
 class Bases:
     """The bases in `folder`, and what stands on them there and in the folder `disks`.
 
-    `reserve` bytes are always left free; no chain has more than `max_chain` images.
+    Both paths are real ones, which headers are compared with. `reserve` bytes are always left free;
+    no chain has more than `max_chain` images.
     """
 
     def __init__(self, folder: Path, *, disks: Path, reserve: int, max_chain: int) -> None:
-        # Headers name a base by its real path, and are compared with it.
-        self._folder = Path(os.path.realpath(folder))
-        self._disks = Path(os.path.realpath(disks))
+        self._folder = folder
+        self._disks = disks
         self._reserve = reserve
         self._max_chain = max_chain
         self._threads = Threads(size=4, name="bases")
@@ -89,6 +87,10 @@ class Bases:
     async def list(self) -> Sequence[BaseState]:
         """All bases, by name. One whose manifest cannot be read is logged and left out."""
         return await self._threads.call(self._list)
+
+    async def look_at(self, name: str) -> BaseState:
+        """One base as it is now. Raises BaseNotFound, BaseChanged where its manifest is none."""
+        return await self._threads.call(self._look_at, name)
 
     def path_of(self, manifest: Manifest) -> Path:
         """The file of a base."""
@@ -130,6 +132,8 @@ class Bases:
             yield await self._threads.call(self._verify_unwritten, name)
         finally:
             self._held[name] -= 1
+            if not self._held[name]:
+                del self._held[name]
 
     # ------------------------------------------------------------ make
     async def admit_import(self, order: BaseOrder) -> None:
@@ -138,6 +142,7 @@ class Bases:
         Raises BaseExists, BaseNotFound and BaseChanged of the parent, ChainTooDeep, ImageNotFound,
         ImageRefused, ImageBusy.
         """
+        order, _ = await self._threads.call(base_import.find_source, order)
         async with self._holding_parent(order) as parent:
             await self._threads.call(self._refuse, order, parent)
 
@@ -148,10 +153,12 @@ class Bases:
         """
         if await self._threads.call(base_import.is_written, order):
             return
+        order, before = await self._threads.call(base_import.find_source, order)
         async with self._holding_parent(order) as parent:
             await self._threads.call(self._refuse, order, parent)
             await base_import.write_image(
                 order,
+                before=before,
                 parent=None if parent is None else parent.top,
                 reserve=self._reserve,
                 threads=self._threads,
@@ -164,6 +171,10 @@ class Bases:
         May be asked for twice. Raises BaseExists.
         """
         return await self._threads.call(base_import.register, order)
+
+    async def is_registered(self, plan: BasePlan) -> bool:
+        """Whether the import with this plan has become a base."""
+        return await self._threads.call(base_import.is_registered, plan)
 
     async def take_back(self, plan: BasePlan) -> None:
         """Remove what the import with this plan wrote; may be asked for twice.
@@ -188,7 +199,7 @@ class Bases:
 
     def _manifests(self) -> Sequence[Manifest]:
         manifests = []
-        for path in sorted(self._folder.glob("[!.]*.json")):
+        for path in sorted(self._folder.glob("[!.]*.json"), key=lambda path: path.stem):
             try:
                 manifests.append(read_manifest(path))
             except BaseNotFound:
@@ -199,22 +210,30 @@ class Bases:
 
     def _list(self) -> Sequence[BaseState]:
         overlays = read_overlays(self._folder, self._disks)
-        return [
-            BaseState(
-                manifest=manifest,
-                path=(path := self.path_of(manifest)),
-                changed=self._change(manifest),
-                immutable=is_immutable(path),
-                overlays=tuple(file.stem for file in overlays[path] if file.name[0] != "."),
-            )
-            for manifest in self._manifests()
-        ]
+        return [self._state_of(manifest, overlays) for manifest in self._manifests()]
+
+    def _look_at(self, name: str) -> BaseState:
+        return self._state_of(self._read(name), read_overlays(self._folder, self._disks))
+
+    def _state_of(
+        self, manifest: Manifest, overlays: Mapping[Path | None, Sequence[Path]]
+    ) -> BaseState:
+        path = self.path_of(manifest)
+        return BaseState(
+            manifest=manifest,
+            path=path,
+            changed=self._change(manifest),
+            immutable=is_immutable(path),
+            overlays=tuple(file.stem for file in overlays[path] if file.name[0] != "."),
+        )
 
     def _change(self, manifest: Manifest) -> str | None:
         try:
             self._verify(manifest.name)
-        except ProvisionError as error:
+        except (BaseChanged, BaseNotFound) as error:
             return error.message
+        except ChainTooDeep:
+            return None  # as it was imported: max_chain is another now
         return None
 
     def _verify_unwritten(self, name: str) -> DiskChain:
@@ -278,9 +297,8 @@ class Bases:
 
     def _remove(self, name: str, in_use: Mapping[Path, str]) -> None:
         path = self.path_of(self._read(name))
-        domains = [domain for file, domain in in_use.items() if _is_file(file, path)]
-        if domains:
-            raise BaseInUse(f"{name}: the domain {domains[0]} has it")
+        if path in in_use:
+            raise BaseInUse(f"{name}: the domain {in_use[path]} has it")
         overlays = read_overlays(self._folder, self._disks)
         if above := overlays[path]:
             names = ", ".join(file.name for file in above[:5])
@@ -307,7 +325,3 @@ class Bases:
         if order.plan.manifest.exists() or order.plan.image.path.exists():
             raise BaseExists(f"{order.name}: a base has this name already")
         refuse_order(order, parent=parent, max_chain=self._max_chain)
-
-
-def _is_file(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)

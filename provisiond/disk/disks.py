@@ -1,7 +1,7 @@
 """The disks that provisiond makes for guests: overlays over golden bases, and blank data disks."""
 
 import logging
-import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from provisiond.errors import (
     DiskExists,
     DiskInUse,
     DiskNotFound,
-    ImageBusy,
     ImageNotFound,
     ImageRefused,
 )
@@ -44,15 +43,18 @@ class Disk:
 
 
 class Disks:
-    """The disks in `folder`. `reserve` bytes are always left free; no chain has more than
-    `max_chain` images."""
+    """The disks in `folder`, a real path: one a name, whatever its format.
+
+    `reserve` bytes are always left free; no chain has more than `max_chain` images.
+    """
 
     def __init__(self, bases: Bases, folder: Path, *, reserve: int, max_chain: int) -> None:
         self._bases = bases
-        self._folder = Path(os.path.realpath(folder))
+        self._folder = folder
         self._reserve = reserve
         self._max_chain = max_chain
         self._threads = Threads(size=8, name="disks")
+        self._placing = threading.Lock()
 
     def prepare(self) -> None:
         """Make the folder where it is missing."""
@@ -74,8 +76,7 @@ class Disks:
 
     def is_ours(self, path: Path) -> bool:
         """Whether `path` is that of a disk in the folder, there or not."""
-        found = Path(os.path.realpath(path))
-        return found.parent == self._folder and found.suffix in _FORMATS
+        return path.parent == self._folder and path.suffix in _FORMATS
 
     async def read_chain(self, name: str) -> DiskChain:
         """The disk of this name and what it stands on, verified where that is a base.
@@ -140,7 +141,7 @@ class Disks:
                 max_chain=self._max_chain,
                 threads=self._threads,
             )
-            await self._threads.call(files.place, plan)
+            await self._threads.call(self._place, plan)
             return overlay
 
     async def admit_blank(self, *, name: str) -> None:
@@ -158,7 +159,7 @@ class Disks:
         if not await self._threads.call(files.is_placed, plan):
             await self._threads.call(self._require_room)
             await write_blank(plan, disk_format=disk_format, size=size, threads=self._threads)
-            await self._threads.call(files.place, plan)
+            await self._threads.call(self._place, plan)
         image = await self._threads.call(read_header, plan.path, disk_format=disk_format)
         if (image.virtual_size, image.backing) != (size, None):
             raise ImageRefused(f"{plan.path}: reads as {image}, not as a blank disk of {size}")
@@ -174,10 +175,11 @@ class Disks:
         await self._threads.call(files.take_back, plan, made=made)
 
     async def remove(self, name: str, *, in_use: Mapping[Path, str]) -> None:
-        """Remove a disk; `in_use` are the files that domains have, with the domains' names.
+        """Remove a disk, whole or damaged; `in_use` are the files that domains have, by real paths,
+        with the domains' names.
 
-        Raises DiskNotFound, or DiskInUse where a domain or any program has it, or a disk stands on
-        it.
+        Raises DiskNotFound, DiskInUse where a domain has it or a disk stands on it, or ImageBusy
+        where any program writes to it.
         """
         await self._threads.call(self._remove, name, in_use)
 
@@ -186,7 +188,7 @@ class Disks:
         """The files that are called as disks are, with the format that their names say."""
         return [
             (path, _FORMATS[path.suffix])
-            for path in sorted(self._folder.glob("[!.]*"))
+            for path in sorted(self._folder.glob("[!.]*"), key=lambda path: path.stem)
             if path.suffix in _FORMATS
         ]
 
@@ -209,9 +211,12 @@ class Disks:
         return Disk(path.stem, image, base)
 
     def _find(self, name: str) -> Disk:
+        return self._read(*self._file(name))
+
+    def _file(self, name: str) -> tuple[Path, DiskFormat]:
         for path, disk_format in self._files():
             if path.stem == name:
-                return self._read(path, disk_format)
+                return path, disk_format
         raise DiskNotFound(f"{name}: no disk has this name")
 
     def _admit_new(self, name: str) -> None:
@@ -219,18 +224,22 @@ class Disks:
             raise DiskExists(f"{name}: {taken[0]} exists already")
         self._require_room()
 
+    def _place(self, plan: FilePlan) -> None:
+        """Its name, unless a disk has that: of two that are made at once, in two formats, too."""
+        with self._placing:
+            for path, _ in self._files():
+                if path.stem == plan.path.stem and path != plan.path:
+                    raise DiskExists(f"{plan.path.stem}: {path} exists already")
+            files.place(plan)
+
     def _require_room(self) -> None:
         files.require_room(self._folder, _NEW_FILE, reserve=self._reserve)
 
     def _remove(self, name: str, in_use: Mapping[Path, str]) -> None:
-        path = self._find(name).image.path
-        for file, domain in in_use.items():
-            if os.path.realpath(file) == str(path):
-                raise DiskInUse(f"{name}: the domain {domain} has it")
-        try:
-            files.refuse_writers(path)
-        except ImageBusy as error:
-            raise DiskInUse(f"{name}: {error.message}", hint="Stop what has it.") from error
+        path, _ = self._file(name)
+        if path in in_use:
+            raise DiskInUse(f"{name}: the domain {in_use[path]} has it")
+        files.refuse_writers(path)
         if above := read_overlays(self._folder)[path]:
             raise DiskInUse(f"{name}: {above[0]} stands on it", hint="Remove that disk first.")
         files.remove(path)

@@ -39,6 +39,11 @@ def prepare_folder(folder: Path) -> None:
 
     QEMU, which runs as another user, passes through them. Raises StateUnwritable or NoSpace.
     """
+    if folder.is_symlink():
+        raise StateUnwritable(
+            f"{folder} is a symbolic link",
+            hint="Let image_dir itself lead to where the images shall be, or mount it there.",
+        )
     with explained(folder):
         missing = [one for one in (folder, *folder.parents) if not one.exists()]
         for one in reversed(missing):

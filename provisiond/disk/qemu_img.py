@@ -19,6 +19,7 @@ _UNTRUSTED_HEADER = ["prlimit", "--as=1073741824", "--cpu=8"]
 # The tables of a large image are walked: the time is the job's, the memory is not.
 _UNTRUSTED_TABLES = ["prlimit", "--as=2147483648"]
 
+_NOT_STARTED = (126, 127)  # prlimit's own, as a shell's
 _DAMAGED, _LEAKING, _UNSUPPORTED = 2, 3, 63  # exit statuses of qemu-img check
 
 _PROGRESS = re.compile(r"\((\d{1,3}(?:\.\d+)?)/100%\)")
@@ -68,6 +69,7 @@ async def check(path: Path, *, disk_format: DiskFormat) -> bool:
             f"{path}: has clusters that belong to nothing",
             hint="Mend it with qemu-img check -r leaks, then ask again.",
         )
+    _require_started(finished)
     if finished.returncode not in (0, _UNSUPPORTED):
         raise ImageRefused(f"{path}: cannot be checked: {_first_words(finished)}")
     return finished.returncode == 0
@@ -118,9 +120,15 @@ async def _ask(argv: list[str], path: Path) -> str:
     if not path.exists():
         raise ImageNotFound(f"{path}: does not exist")
     finished = await run(argv, check=False)
+    _require_started(finished)
     if finished.returncode != 0:
         raise ImageRefused(f"{path}: cannot be read: {_first_words(finished)}")
     return finished.stdout.decode(errors="replace")
+
+
+def _require_started(finished: Finished) -> None:
+    if finished.returncode in _NOT_STARTED:
+        raise ToolFailed(f"qemu-img cannot be started: {_first_words(finished)}")
 
 
 def _first_words(finished: Finished) -> str:

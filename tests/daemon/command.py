@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import re
 import struct
 import sys
 import termios
@@ -16,6 +17,13 @@ PASSWORD = "correct horse battery"  # no output ever holds it: every test looks
 TYPED = f"{PASSWORD}\n".encode()
 SECONDS = 60
 Word = str | Path
+# What the shell does when somebody has typed these words and presses the tab key.
+PRESS_TAB = """
+eval "$(provisionctl --show-completion bash)"
+COMP_WORDS=(provisionctl "$@" '') COMP_CWORD=$(($# + 1))
+_provisionctl_completion provisionctl
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,21 @@ class Command:
             await process.wait()
             terminal.close()
 
+    async def press_tab(self, *words: Word) -> list[str]:
+        """What bash proposes as the next word after `provisionctl` and these."""
+        bash = await asyncio.create_subprocess_exec(
+            *("bash", "-c", PRESS_TAB, "bash", *words),
+            stdout=asyncio.subprocess.PIPE,
+            env={
+                **self._environment(),
+                "PATH": f"{PROVISIONCTL.parent}:{os.environ['PATH']}",
+                "PROVISIOND_SOCKET": str(self.socket),
+            },
+        )
+        proposed, _ = await bash.communicate()
+        assert bash.returncode == 0
+        return proposed.decode().split()
+
     def _argv(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
         # Tests that run in the background of a shell would pass on that Ctrl-C is ignored.
         default = ("env", "--default-signal=INT")
@@ -94,6 +117,17 @@ async def end(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Ended:
     assert PASSWORD not in said.out + said.err
     assert "Traceback" not in said.err, said.err
     return said
+
+
+def facts(plain: str) -> list[str]:
+    """The states in lines of the form TIME SUBJECT STATE DETAIL, as a pipe gets them."""
+    return re.findall(r"^\d{4}-\d\d-\d\dT\S+Z \S+ ([A-Z_]+) .+$", plain, re.MULTILINE)
+
+
+def rows(plain: str) -> list[dict[str, str]]:
+    """A table, as a pipe gets it."""
+    head, *lines = (line.split("\t") for line in plain.splitlines())
+    return [dict(zip(head, line, strict=True)) for line in lines]
 
 
 class Terminal:

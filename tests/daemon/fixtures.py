@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,19 @@ from tests.lab.program import Lab
 @pytest.fixture
 def daemon_folder() -> Iterator[Path]:
     """A short folder on tmpfs for a daemon's own things."""
+    with fresh_folder() as folder:
+        yield folder
+
+
+@contextmanager
+def fresh_folder() -> Iterator[Path]:
+    """The same for a fixture that lives longer than one test."""
     with tempfile.TemporaryDirectory(prefix="pd-", dir=TMPFS) as folder:
-        yield Path(folder)
-        for base in Path(folder).glob("images/bases/*"):  # immutable, so not even root removes it
-            make_mutable(base)
+        try:
+            yield Path(folder)
+        finally:
+            for base in Path(folder).glob("images/bases/*"):  # immutable: not even root removes it
+                make_mutable(base)
 
 
 @pytest.fixture

@@ -4,18 +4,17 @@ The tests of a module share it and its event loop: `with_guests` marks them.
 """
 
 import re
-import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests.daemon.command import TYPED, Command
+from tests.daemon.fixtures import fresh_folder
 from tests.daemon.program import Daemon
 from tests.lab.console import open_console
-from tests.lab.fixtures import TMPFS, fresh_root
+from tests.lab.fixtures import fresh_root
 from tests.lab.initramfs import GuestFiles
 from tests.lab.program import Lab, Running
 
@@ -30,6 +29,7 @@ class Host:
     """A daemon over two guests: one works, one never answers and has an evil name."""
 
     daemon: Daemon
+    lab: Lab
     web: Running
     mute: Running
 
@@ -52,14 +52,14 @@ class Host:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def host(guest_files: GuestFiles) -> AsyncIterator[Host]:
-    with fresh_root() as root, tempfile.TemporaryDirectory(prefix="pd-", dir=TMPFS) as folder:
+    with fresh_root() as root, fresh_folder() as folder:
         lab = Lab(root=root, files=guest_files)
         (web,) = lab.start()
         (mute,) = lab.start("--silent", prefix=HOSTILE_NAME)
-        daemon = Daemon(Path(folder), {"libvirt_uri": lab.uri, "ready_seconds": 1})
+        daemon = Daemon(folder, {"libvirt_uri": lab.uri, "ready_seconds": 1})
         try:
             await daemon.start()
-            yield Host(daemon, web, mute)
+            yield Host(daemon, lab, web, mute)
         finally:
             await daemon.kill()
             print(f"--- provisiond\n{daemon.log.read_text()}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from provisiond.disk.folder import make_mutable
-from tests.daemon.program import Daemon, Json
+from tests.daemon.program import Api, Daemon, Json
 
 MIB = 2**20
 
@@ -44,7 +44,7 @@ def raw_image(path: Path, *, mib: int = 8, data_mib: int = 1) -> Path:
     return path
 
 
-async def run_job(daemon: Daemon, body: Json, *states: str) -> Json:
+async def run_job(daemon: Api, body: Json, *states: str) -> Json:
     """The job of the request, once it has come to its end (SUCCEEDED if no other is named)."""
     job = await daemon.submit(body)
     return await daemon.wait_for(job["id"], *(states or ("SUCCEEDED",)))

@@ -1,8 +1,6 @@
 """provisionctl as its users meet it: exit statuses, doctor, lists, pipes, the tab key."""
 
-import asyncio
 import json
-import os
 import re
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from pydantic import TypeAdapter
 
 from provisiond.api.replies import DomainList, ErrorReply, JobList
 from provisiond.doctor import Check, Level
-from tests.daemon.command import PROVISIONCTL, TYPED, Command, Ended, without_reader
+from tests.daemon.command import TYPED, Command, Ended, without_reader
 from tests.daemon.program import Daemon
 
 IP = "10.0.2.15/24"
@@ -192,12 +190,6 @@ DOMAIN = """
     <name>{}</name><memory>8192</memory><os><type>hvm</type></os>
   </domain>
 """
-PRESS_TAB = """
-eval "$(provisionctl --show-completion bash)"
-COMP_WORDS=(provisionctl "$1" '') COMP_CWORD=2
-_provisionctl_completion provisionctl
-printf '%s\\n' "${COMPREPLY[@]}"
-"""
 
 
 async def test_bash_is_given_the_domains_but_no_name_that_it_would_not_take_as_it_stands(
@@ -208,18 +200,8 @@ async def test_bash_is_given_the_domains_but_no_name_that_it_would_not_take_as_i
     node.write_text(f"<node>{''.join(map(DOMAIN.format, names))}</node>")
     idle_daemon.settings["libvirt_uri"] = f"test://{node}"
     await idle_daemon.start()
-    listed = await Command(idle_daemon.socket).run("domains", "--json")
+    command = Command(idle_daemon.socket)
+    listed = await command.run("domains", "--json")
     found = DomainList.model_validate_json(listed.out).domains
     assert [one.name for one in found] == names
-    bash = await asyncio.create_subprocess_exec(
-        *("bash", "-c", PRESS_TAB, "bash", "provision"),
-        stdout=asyncio.subprocess.PIPE,
-        env={
-            "PATH": f"{PROVISIONCTL.parent}:{os.environ['PATH']}",
-            "LC_ALL": "C.UTF-8",
-            "PROVISIOND_SOCKET": str(idle_daemon.socket),
-        },
-    )
-    proposed, _ = await bash.communicate()
-    assert bash.returncode == 0
-    assert proposed.decode() == "web1\n"
+    assert await command.press_tab("provision") == ["web1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from provisiond.api.replies import BaseList, BaseView, DiskList, ErrorReply, JobState, JobView
-from tests.daemon.command import Command, Ended
+from tests.daemon.command import Command, Ended, facts, rows
 from tests.daemon.images import MIB, called, chain_of, flip_last_bit, raw_image
 from tests.daemon.program import Daemon
 
@@ -25,22 +25,12 @@ async def import_base(command: Command, image: Path, *more: str, name: str = "de
     return said
 
 
-def rows(plain: str) -> list[dict[str, str]]:
-    """A table as a pipe gets it."""
-    head, *lines = (line.split("\t") for line in plain.splitlines())
-    return [dict(zip(head, line, strict=True)) for line in lines]
-
-
 # ---------------------------------------------------------------- bases
 async def test_a_base_is_imported_listed_shown_verified_and_removed(
     command: Command, image: Path
 ) -> None:
     said = await import_base(command, image)
-    assert re.findall(r" debian12 ([A-Z_]+) ", said.out) == [
-        "ACCEPTED",
-        "IMAGE_WRITTEN",
-        "SUCCEEDED",
-    ]
+    assert facts(said.out) == ["ACCEPTED", "IMAGE_WRITTEN", "SUCCEEDED"]
     assert re.search(r"^debian12: SUCCEEDED in ", said.out, re.MULTILINE)
 
     (row,) = rows((await command.run("base", "list")).out)
@@ -144,6 +134,18 @@ async def test_an_overlay_is_made_listed_and_removed(command: Command, image: Pa
     )
     removed = await command.run("base", "remove", "debian12", "--json")
     assert (removed.status, json.loads(removed.out)) == (0, {})
+
+
+async def test_bases_and_disks_are_listed_by_name(command: Command, image: Path) -> None:
+    for name in ("debian", "debian-web"):
+        await import_base(command, image, name=name)
+    for name in ("web1", "web1-data", "web10"):
+        made = await command.run("disk", "create", name, "--base", "debian")
+        assert made.status == 0, made
+    bases = rows((await command.run("base", "list")).out)
+    assert [row["BASE"] for row in bases] == ["debian", "debian-web"]
+    disks = rows((await command.run("disk", "list")).out)
+    assert [row["DISK"] for row in disks] == ["web1", "web1-data", "web10"]
 
 
 async def test_what_cannot_be_made_is_3_and_names_why(command: Command, image: Path) -> None:

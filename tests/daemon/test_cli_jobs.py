@@ -10,16 +10,11 @@ from pathlib import Path
 from passlib.hash import sha512_crypt
 
 from provisiond.api.replies import DomainList, EventView, JobList, JobState, JobView
-from tests.daemon.command import PASSWORD, TYPED, Command, end, without_reader
+from tests.daemon.command import PASSWORD, TYPED, Command, end, facts, without_reader
 from tests.daemon.host import HOSTILE_NAME, Host, in_guest, provision, with_guests
 from tests.daemon.program import STORY, Daemon
 
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
-
-
-def facts(plain_lines: str) -> list[str]:
-    """The states in lines of the form TIME DOMAIN STATE DETAIL."""
-    return re.findall(r"^\d{4}-\d\d-\d\dT\S+Z \S+ ([A-Z_]+) .+$", plain_lines, re.MULTILINE)
 
 
 # ---------------------------------------------------------------- a guest that works

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from provisiond.disk.folder import is_immutable
+from tests.daemon.data_disks import SIZE, attach_of, detach_of, disks_of, holders
 from tests.daemon.images import files_of, import_of, run_job
 from tests.daemon.program import STORY, Daemon, Json, request
 from tests.lab.console import open_console
@@ -14,6 +16,8 @@ from tests.lab.domain import Guest, template_xml
 from tests.lab.embed import lab_folder
 from tests.lab.program import Lab
 
+# A share of a processor each: an emulated guest boots in 4 s of one, and two have to do for all.
+GUESTS_OF_ONE_BASE = 8
 BASE_ONLY = ["bases/tiny.json", "bases/tiny.qcow2"]
 
 
@@ -117,6 +121,57 @@ async def test_a_cancelled_guest_is_gone_with_all_that_was_made(creating: Daemon
     assert await names_of(creating) == []
     assert files_of(creating) == BASE_ONLY
     assert list(creating.iso_folder.iterdir()) == []
+
+
+async def test_a_destroy_removes_the_data_disks_of_that_domain_where_asked_to_and_no_other(
+    creating: Daemon, lab: Lab
+) -> None:
+    await asyncio.gather(*(run_job(creating, create_of(name)) for name in ("web1", "web2")))
+    own = await creating.post(detach_of("web1", "vda"))
+    assert (own.status_code, own.json()["code"]) == (409, "disk_in_use")
+    for domain, name, persistent in (
+        ("web1", "live", False),
+        ("web1", "kept", True),
+        ("web1", "loose", False),
+        ("web2", "other", True),
+    ):
+        body = attach_of(domain, size=SIZE, name=name, persistent=persistent)
+        job = await run_job(creating, body)
+        if name in ("kept", "loose"):  # kept: there again with the next start, and not until then
+            await run_job(creating, detach_of(domain, job["target"]))
+    shown = {disk["name"] for disk in (await disks_of(creating, "web1")).values()}
+    assert shown == {"web1", "live"}
+    whose = {"web1": "web1", "web2": "web2", "live": "web1", "kept": "web1", "other": "web2"}
+    assert await holders(creating) == whose | {"loose": None}
+
+    destroy = {"kind": "destroy", "request_id": "1", "domain": "web1", "remove_data": True}
+    await run_job(creating, destroy)
+    assert await holders(creating) == {"web2": "web2", "other": "web2", "loose": None}
+    assert (await told(lab, "web2", "dd if=/dev/vdb bs=512 count=1 | wc -c")).endswith("512\n")
+    await run_job(creating, {"kind": "destroy", "request_id": "2", "domain": "web2"})
+    assert await names_of(creating) == []
+    assert files_of(creating) == [*BASE_ONLY, "disks/loose.qcow2", "disks/other.qcow2"]
+
+
+async def test_a_base_is_byte_identical_after_many_guests_have_written_to_their_overlays(
+    creating: Daemon, lab: Lab
+) -> None:
+    base = (await creating.get("/v1/bases/tiny")).json()
+    names = [f"web{number}" for number in range(1, GUESTS_OF_ONE_BASE + 1)]
+    await asyncio.gather(*(run_job(creating, create_of(name)) for name in names))
+    write = "dd if=/dev/urandom of=/root/much bs=256k count=16 && sync && sha256sum </root/much"
+    said = await asyncio.gather(*(told(lab, name, write) for name in names))
+    written = [text.split()[-2] for text in said]
+    assert len(set(written)) == GUESTS_OF_ONE_BASE
+    again = "echo 3 >/proc/sys/vm/drop_caches && sha256sum </root/much"
+    said = await asyncio.gather(*(told(lab, name, again) for name in names))
+    assert [text.split()[0] for text in said] == written
+    after = (await creating.get("/v1/bases/tiny")).json()
+    assert after == base | {"overlays": names}
+    assert is_immutable(Path(base["path"])) is base["immutable"]  # not every tmpfs can
+    assert hashlib.sha256(Path(base["path"]).read_bytes()).hexdigest() == base["sha256"]
+    verify = {"kind": "verify_base", "request_id": "verify", "base": "tiny"}
+    await run_job(creating, verify)
 
 
 async def test_a_domain_of_somebody_else_is_not_destroyed(lab: Lab, guest_daemon: Daemon) -> None:

@@ -93,6 +93,16 @@ class Libvirtd:
         """What provisiond is given: `qemu:///system`, at a socket of its own."""
         return f"qemu+unix:///system?socket={self._socket}"
 
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """What stands before a command that shall run beside libvirtd, with its /run and /var.
+
+        The command ends with nsenter, which is its parent and hands on no signal.
+        """
+        children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
+        spaces = ("--target", children.read_text().strip(), "--mount", "--net", "--pid")
+        return ("nsenter", *spaces, "setpriv", "--pdeathsig", "KILL")
+
     # ------------------------------------------------------------ the process
     def start(self) -> None:
         """Start it; returns when it serves. Guests that run already are taken over."""
@@ -124,8 +134,11 @@ class Libvirtd:
         with self._opened() as connection:
             for domain in connection.listAllDomains():
                 if domain.isActive():
-                    self._signal_qemu(domain.name(), "KILL")
+                    self.thaw_qemu(domain.name())
+                    domain.destroy()
                 domain.undefine()
+                # libvirt may have left its mark on it: that a guest has it.
+                console_log(self.folder, domain.name()).unlink(missing_ok=True)
 
     def close(self) -> None:
         """End it and its guests."""
@@ -184,9 +197,7 @@ class Libvirtd:
             connection.close()
 
     def _run(self, *argv: str) -> None:
-        children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
-        spaces = ("--target", children.read_text().strip(), "--mount", "--net", "--pid")
-        subprocess.run(["nsenter", *spaces, *argv], check=True)
+        subprocess.run([*self.inside, *argv], check=True)
 
     def _signal_qemu(self, name: str, what: str) -> None:
         self._run("sh", "-c", f"kill -{what} $(cat /run/libvirt/qemu/{name}.pid)")

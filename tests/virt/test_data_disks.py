@@ -195,6 +195,17 @@ async def test_two_that_ask_at_once_get_two_targets(
     }
 
 
+async def test_a_disk_that_is_asked_for_again_while_it_is_attached_is_attached_once(
+    libvirtd: Libvirtd, hypervisor: Hypervisor, images: Path
+) -> None:
+    """As by a provisiond that was killed meanwhile: libvirtd goes on with the call."""
+    guest = start(libvirtd)
+    chain = raw(images)
+    targets = await asyncio.gather(*(attach(hypervisor, guest.uuid, chain) for _ in range(4)))
+    assert targets == ["vda"] * 4
+    assert list(await disks(hypervisor, guest.uuid)) == ["vda"]
+
+
 # ---------------------------------------------------------------- the next start
 async def test_a_persistent_disk_is_there_after_the_next_start_and_another_is_not(
     libvirtd: Libvirtd, hypervisor: Hypervisor, images: Path

@@ -6,6 +6,7 @@ libvirt has one importer: this package. Every change may be asked for twice.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ class Hypervisor:
         self.uri = uri
         self._connection = Connection(uri, threads=threads)
         self._xenstore = xenstore
+        self._agents_asked: set[str] = set()
 
     # ------------------------------------------------------------ connection
     @property
@@ -81,7 +83,7 @@ class Hypervisor:
             return False
 
     async def sources_in_use(self) -> Mapping[Path, str]:
-        """Every file and block device of all domains, running or off, and whose it is.
+        """Every file and block device of all domains, running or off, by real path; whose it is.
 
         Of what a disk stands on, only what libvirt knows: images under a QEMU domain that runs.
         """
@@ -92,11 +94,19 @@ class Hypervisor:
     ) -> dict[str, Any]:
         """What libvirt's interfaceAddresses says, untrusted where the guest's agent says it.
 
-        Empty where there is no such source, or no such domain.
+        Empty where there is no such source, or no such domain. An agent may never answer: then the
+        caller's time limit ends the wait, and it is not asked again before it does.
         """
-        # An agent may never answer; leases are read from a file.
-        ask = self._connection.call_apart if source == "agent" else self._connection.call
-        return await ask(domains.interface_addresses, uuid, source)
+        if source == "lease":
+            return await self._connection.call(domains.interface_addresses, uuid, source)
+        if uuid in self._agents_asked:
+            return {}
+        self._agents_asked.add(uuid)
+        answer = asyncio.ensure_future(
+            self._connection.call_in_background(domains.interface_addresses, uuid, source)
+        )
+        answer.add_done_callback(lambda _answer: self._agents_asked.discard(uuid))
+        return await asyncio.shield(answer)
 
     # ------------------------------------------------------------ whole domains
     async def define(self, xml: str) -> None:
@@ -205,15 +215,13 @@ class Hypervisor:
         DiskStillAttached where libvirt refuses.
         """
 
-        async def ask() -> None:
-            await self._connection.call_apart(
-                disks.detach_data_disk, uuid, source, persistent=persistent
+        # What is kept is changed last: it stays as it is where the guest does not let go.
+        for kept in (False, True)[: 1 + persistent]:
+            ask = partial(
+                self._connection.call_apart, disks.detach_data_disk, uuid, source, kept=kept
             )
-
-        async def is_there() -> bool:
-            return bool(await self.holders_of(uuid, source=source, persistent=persistent))
-
-        await self._detach(ask, is_there)
+            is_there = partial(self.holders_of, uuid, source=source, persistent=kept)
+            await self._detach(ask, is_there)
 
     async def prove_detached(self, uuid: str, *, source: Path, persistent: bool) -> None:
         """Raises DiskStillAttached, with every place where the disk still is."""
@@ -230,7 +238,7 @@ class Hypervisor:
 
     # ------------------------------------------------------------ waiting
     async def _detach(
-        self, ask: Callable[[], Awaitable[None]], is_there: Callable[[], Awaitable[bool]]
+        self, ask: Callable[[], Awaitable[None]], is_there: Callable[[], Awaitable[object]]
     ) -> None:
         """Ask for a detach, and again now and then while the disk is anywhere."""
         clock = asyncio.get_running_loop().time
@@ -243,7 +251,7 @@ class Hypervisor:
                 with contextlib.suppress(DiskStillAttached):  # the guest has been told already
                     await ask()
                 asked = clock()
-            return await is_there()
+            return bool(await is_there())
 
         await self._while(is_still_there)
 

@@ -146,13 +146,23 @@ class Connection:
         driver inside this process has no such bound, and registers anew whenever it is opened.
         """
         shared = await self._open_connection()
-        if urlsplit(self.uri).path == "/embed":
+        if _is_embedded(self.uri):
             return await self._call_on(shared, function, *args, **kwargs)
         connection = await self._soon(call_in_background(_connect, self.uri))
         try:
             return await self._call_on(connection, function, *args, **kwargs)
         finally:
             await self._threads.call(_close, connection)
+
+    async def call_in_background(
+        self, function: Callable[Concatenate[Any, _P], _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R:
+        """`call_apart` for what changes nothing and may never return: not even this process waits
+        for it, and no other call for its thread."""
+        shared = await self._open_connection()
+        return await call_in_background(
+            partial(_call_apart, self.uri, shared, function), *args, **kwargs
+        )
 
     async def _call_on(
         self,
@@ -207,6 +217,27 @@ def _connect(uri: str) -> Any:
     except libvirt.libvirtError as error:
         raise HypervisorUnavailable(f"cannot open {uri}: {error}") from error
     return connection
+
+
+def _is_embedded(uri: str) -> bool:
+    return urlsplit(uri).path == "/embed"
+
+
+def _call_apart(
+    uri: str,
+    shared: Any,
+    function: Callable[Concatenate[Any, _P], _R],
+    *args: _P.args,
+    **kwargs: _P.kwargs,
+) -> _R:
+    connection = shared if _is_embedded(uri) else _connect(uri)
+    try:
+        return function(connection, *args, **kwargs)
+    except libvirt.libvirtError as error:
+        raise HypervisorFailed(str(error)) from error
+    finally:
+        if connection is not shared:
+            _close(connection)
 
 
 def _is_alive(connection: Any) -> bool:

@@ -64,7 +64,7 @@ def attach_iso(connection: Any, uuid: str, iso: Path, wanted: str | None) -> str
         controller, unit = _scsi_address(domain, _LIVE)
         return build_scsi_cdrom(iso, target, controller=controller, unit=unit)
 
-    _attach_at_first(domain, targets, build, wanted=wanted, scope=_LIVE)
+    _attach_at_first(domain, iso, targets, build, wanted=wanted, scope=_LIVE)
     return _assigned_target(domain, iso, _LIVE)
 
 
@@ -120,7 +120,7 @@ def _attach_data_at(
         return build_data_disk(disk, target, is_xen=is_xen, address=address)
 
     try:
-        return _attach_at_first(domain, targets, build, wanted=wanted, scope=scope)
+        return _attach_at_first(domain, disk.source, targets, build, wanted=wanted, scope=scope)
     except libvirt.libvirtError as error:
         # libxl's errors are all alike, and what is wrong stands in a log of its own.
         if not (is_xen and scope == _LIVE and needs_device_model(disk.chain)):
@@ -134,15 +134,15 @@ def _attach_data_at(
         ) from error
 
 
-def detach_data_disk(connection: Any, uuid: str, source: Path, *, persistent: bool) -> None:
-    """Ask for the detach from what is kept (with `persistent`) and from what runs."""
+def detach_data_disk(connection: Any, uuid: str, source: Path, *, kept: bool) -> None:
+    """Ask for the detach from what is kept, or else from what runs."""
     try:
         domain = look_up(connection, uuid)
     except DomainNotFound:
         return
-    for scope in [_KEPT] * persistent + [_LIVE]:
-        if (disk := _disk_at(domain, source, scope)) is not None:
-            _detach(domain, disk, build_detached(disk), scope)
+    scope = _KEPT if kept else _LIVE
+    if (disk := _disk_at(domain, source, scope)) is not None:
+        _detach(domain, disk, build_detached(disk), scope)
 
 
 def find_data_disk(connection: Any, uuid: str, source: Path, *, persistent: bool) -> str | None:
@@ -176,20 +176,28 @@ def _disk_at(domain: Any, source: Path, scope: int) -> Disk | None:
 
 def _attach_at_first(
     domain: Any,
+    source: Path,
     targets: Sequence[str],
     build: Callable[[str], str],
     *,
     wanted: str | None,
     scope: int,
 ) -> str:
-    """Attach at the first of the targets that nobody else takes in the meantime."""
+    """Attach at the first of the targets that nobody else takes in the meantime.
+
+    libvirt goes on with what it was asked for by a provisiond that was killed: then the disk is
+    there when this call's turn comes, and is not attached a second time.
+    """
     for target in targets:
         try:
             domain.attachDeviceFlags(build(target), scope)
         except libvirt.libvirtError as error:
             if error.get_error_code() not in _COLLISIONS:
                 raise
-            if target not in (disk.target for disk in _read(domain, scope).disks):
+            view = _read(domain, scope)
+            if (disk := view.disk_of(source)) is not None:
+                return disk.target
+            if target not in (disk.target for disk in view.disks):
                 raise
         else:
             return target

@@ -1,5 +1,6 @@
 """What libvirt says of its domains. Every function blocks: it runs in a thread."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,9 +129,12 @@ def made_here(xml: DomainXml) -> MadeBy | None:
 
 
 def sources_in_use(connection: Any) -> dict[Path, str]:
-    """Every file and block device of every domain, as it runs and as it is kept; whose it is."""
+    """Every file and block device of every domain, as it runs and as it is kept; whose it is.
+
+    By real paths: an operator's XML may come to a file through a symbolic link.
+    """
     return {
-        path: xml.name
+        Path(os.path.realpath(path)): xml.name
         for domain in connection.listAllDomains()
         for xml in _unless_gone(_both_views, domain) or ()
         for disk in xml.disks

@@ -32,6 +32,12 @@ class Guests:
         self.look(guest)
         return guest
 
+    def expect(self, name: str) -> Guest:
+        """One that provisiond is asked to make; it ends with the others."""
+        guest = Guest(name)
+        self._started.append(guest)
+        return guest
+
     def look(self, guest: Guest) -> int:
         """Its domid now."""
         number = host.domid(guest)
@@ -81,7 +87,12 @@ def assert_nothing_is_left(job: Json) -> None:
     assert proof["iso_overwritten_and_unlinked"] is True
     assert proof["iso_file_absent"] is True
     name = f"{job['id']}.iso"
+    assert_nobody_has(name)
+    assert not (ISO_FOLDER / name).exists()
+
+
+def assert_nobody_has(name: str) -> None:
+    """No domain has a disk whose file is called so, no back end serves one, no loop device."""
     assert name not in host.every_xml()
     assert name not in host.back_ends()
     assert not [file for file in host.loop_files() if name in file]
-    assert not (ISO_FOLDER / name).exists()

@@ -1,6 +1,8 @@
 """dom0 as the suite sees it: by libvirt, by Xen's own tools, by the kernel; never by provisiond."""
 
+import fcntl
 import subprocess
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ import libvirt
 from tests.lab.disk import DiskGuestFiles
 from tests.lab.domain import Guest
 from tests.lab.initramfs import GuestFiles
-from tests.xen.domu import BRIDGE, domu_xml
+from tests.xen.domu import BRIDGE, domu_template_xml, domu_xml
 
 URI = "xen:///system"
 FILES = GuestFiles(
@@ -20,11 +22,13 @@ DISK_FILES = DiskGuestFiles(
     boot=GuestFiles(kernel=FILES.kernel, initramfs=Path("/laboratory/guest/disk-initramfs.gz")),
     image=Path("/laboratory/guest/root.ext4"),
 )
+TEMPLATE = Path("/etc/provisiond/templates/default.xml")
+HOTPLUG_LOCK = Path("/run/xen-hotplug/block")  # /etc/xen/scripts/locking.sh
 ADDRESS = "192.0.2.1/24"  # dom0's own on the bridge
 CONNECTED = "4"  # XenbusStateConnected (xen/include/public/io/xenbus.h)
 
 
-def run(*argv: str) -> str:
+def run(*argv: str | Path) -> str:
     """What a tool prints; it has to succeed."""
     return subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
 
@@ -48,6 +52,12 @@ def start(guest: Guest) -> int:
         return int(domain.ID())
 
 
+def write_template() -> None:
+    """What an operator does before the first create: a PV guest that boots from its disk."""
+    TEMPLATE.parent.mkdir(parents=True, exist_ok=True)
+    TEMPLATE.write_text(domu_template_xml(Guest("template"), files=DISK_FILES.boot))
+
+
 def destroy(guest: Guest) -> None:
     """Ends and forgets the guest, whatever state it is in."""
     with opened() as connection:
@@ -68,6 +78,15 @@ def live_xml(guest: Guest) -> str:
     """The running domain as libvirt sees it."""
     with opened() as connection:
         return str(connection.lookupByName(guest.name).XMLDesc())
+
+
+def target_of(guest: Guest, file: Path) -> str | None:
+    """Where a running guest has the disk that is this file."""
+    for disk in ET.fromstring(live_xml(guest)).iterfind("devices/disk"):
+        source, target = disk.find("source"), disk.find("target")
+        if source is not None and target is not None and source.get("file") == str(file):
+            return target.get("dev")
+    return None
 
 
 def every_xml() -> str:
@@ -104,9 +123,25 @@ def frontend_state(number: int, target: str) -> str | None:
 
 
 def back_ends() -> str:
-    """Every disk that dom0 serves, of any domain."""
-    argv = ["xenstore-ls", "-f", "/local/domain/0/backend/vbd"]
-    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+    """Every disk that dom0 serves, of any domain: its kernel's or tapdisk's, and QEMU's."""
+    return "".join(
+        subprocess.run(
+            ["xenstore-ls", "-f", f"/local/domain/0/backend/{kind}"],
+            capture_output=True,  # there is no such path while none was ever made
+            text=True,
+            check=False,
+        ).stdout
+        for kind in ("vbd", "qdisk")
+    )
+
+
+@contextmanager
+def no_disk_gets_on() -> Iterator[None]:
+    """While this lasts, every attach waits in Xen's hotplug script; libxl gives it 40 s."""
+    HOTPLUG_LOCK.parent.mkdir(exist_ok=True)
+    with HOTPLUG_LOCK.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def loop_files() -> list[str]:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import httpx
 
+from tests.daemon.command import Command, Ended, Word, end
 from tests.daemon.program import Api, Json
 from tests.xen.dom0 import host
 
 CONFIG = Path("/etc/provisiond/provisiond.toml")
 ISO_FOLDER = Path("/run/provisiond/iso")
 STATE_FOLDER = Path("/var/lib/provisiond")
+DISK_FOLDER = STATE_FOLDER / "images/disks"
 
 
 class Service(Api):
@@ -37,6 +39,12 @@ class Service(Api):
                 except httpx.TransportError:
                     pass  # it is not up yet
                 await asyncio.sleep(0.2)
+
+    async def command(self, *words: Word, stdin: bytes = b"", status: int = 0) -> Ended:
+        """`provisionctl`, which has to end with `status`, however slow it is under emulation."""
+        said = await end(await Command(self.socket).start(*words), stdin)
+        assert said.status == status, f"{said}\n{self.said()}"
+        return said
 
     async def jobs(self) -> list[Json]:
         """All jobs, oldest first, without their histories."""

@@ -54,5 +54,5 @@ async def test_after_all_jobs_nothing_is_left_anywhere(service: Service) -> None
     assert list(ISO_FOLDER.iterdir()) == []
     assert [file for file in host.loop_files() if ".iso" in file] == []
     assert secrets_found() == []
-    for job in jobs:
+    for job in (job for job in jobs if job["kind"] == "provision"):
         assert job["proof"]["iso_file_absent"] is True
