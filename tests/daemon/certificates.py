@@ -38,12 +38,12 @@ def make_certificate(
 def _make(folder: Path, name: str, *more: str) -> Certificate:
     made = Certificate(folder / f"{name}.crt", folder / f"{name}.key")
     argv = (
-        *("openssl", "req", "-x509", "-quiet"),
+        *("openssl", "req", "-x509"),
         *_NEW_KEY,
         *("-subj", f"/CN={name}"),
         *("-days", "2"),
-        *("-keyout", made.key),
-        *("-out", made.certificate),
+        *("-keyout", str(made.key)),
+        *("-out", str(made.certificate)),
         *more,
     )
     subprocess.run(argv, check=True, capture_output=True)

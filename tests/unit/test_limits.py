@@ -59,9 +59,13 @@ def test_many_callers_are_not_remembered_for_ever() -> None:
 def test_requests_at_once_are_bounded_and_ended_ones_make_room() -> None:
     found = traffic()
     with found.request("a"):
-        with found.request("a"), found.request("b"):
-            with pytest.raises(Overloaded), found.request("a"):
-                pass
+        with (
+            found.request("a"),
+            found.request("b"),
+            pytest.raises(Overloaded),
+            found.request("a"),
+        ):
+            pass
         with found.request("a"):
             pass
 
