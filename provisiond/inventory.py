@@ -130,10 +130,8 @@ class Inventory:
         return [DiskState(disk, in_use.get(disk.image.path)) for disk in found]
 
     async def remove_disk(self, name: str) -> None:
-        """Remove a disk that no domain has; raises DiskNotFound, DiskInUse, DomainBusy."""
-        await self._refuse_busy(f"disk {name}", name)
-        path = (await self._tools.disks.find(name)).image.path
-        if (busy := await self._tools.store.unfinished_with_disk(name, path)) is not None:
+        """Remove a disk that no domain has; raises DiskNotFound, DiskInUse, ImageBusy."""
+        if (busy := await self._tools.store.unfinished_with_disk(name)) is not None:
             raise DiskInUse(f"{name}: job {busy.id} has it ({busy.state})")
         in_use = await self._tools.hypervisor.sources_in_use()
         await self._tools.disks.remove(name, in_use=in_use)
