@@ -53,8 +53,7 @@ class Subject:
     disk: str | None = None
     removes: tuple[str, ...] = ()
     ends_domain: bool = False
-    """The domain's end is what another job's undo may be waiting for, so it need not wait for that.
-    """
+    """The domain's end is what a cancelled job may be waiting for, so it does not wait for that."""
 
     @classmethod
     def of(cls, domain: Domain) -> "Subject":
@@ -96,7 +95,10 @@ class Admission:
         To be asked once more when no other job can be accepted in between.
         """
         busy = await self._tools.store.unfinished_on(subject.works_on, subject.domain_uuid)
-        if busy is not None and not (subject.ends_domain and busy.state is JobState.UNDOING):
+        on_its_way_back = busy is not None and (
+            busy.cancel_requested or busy.state is JobState.UNDOING
+        )
+        if busy is not None and not (subject.ends_domain and on_its_way_back):
             raise DomainBusy(f"{subject.name}: job {busy.id} is at work on it ({busy.state})")
         if subject.disk_name is None:
             return

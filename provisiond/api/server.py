@@ -34,7 +34,7 @@ from provisiond.api.replies import (
     JobList,
     JobView,
 )
-from provisiond.api.requests import UNKNOWN_KIND, DomainName, JobKind, Name
+from provisiond.api.requests import UNKNOWN_KIND, JobKind, Name
 from provisiond.api.requests import Request as JobRequest
 from provisiond.api.views import view_base, view_disk, view_domain, view_event, view_job
 from provisiond.errors import (
@@ -280,7 +280,7 @@ def _add_domains(app: FastAPI, supervisor: Supervisor, inventory: Inventory) -> 
         return DomainList(domains=[view(state) for state in await inventory.domains()])
 
     @app.get("/v1/domains/{name}", tags=["host"])
-    async def domain(name: DomainName) -> DomainView:
+    async def domain(name: str) -> DomainView:
         """One domain, by its name or UUID."""
         return view(await inventory.domain(name))
 

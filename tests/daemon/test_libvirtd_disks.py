@@ -259,6 +259,25 @@ async def test_a_cancelled_attach_takes_back_what_libvirt_does_in_the_meantime(
     assert await hash_in_guest(other, target) == written
 
 
+async def test_a_destroy_ends_a_domain_whose_cancelled_job_waits_for_it(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = await booted(libvirtd, "web1")
+    await system_daemon.start()
+    libvirtd.freeze_qemu(guest.name)
+    job = await system_daemon.submit(attach_of(guest.name, size=SIZE, name="new"))
+    await stuck_in_monitor(libvirtd, guest)
+    destroy = {"kind": "destroy", "domain": guest.uuid, "force": True}
+    early = await system_daemon.post(destroy | {"request_id": "early"})
+    assert (early.status_code, early.json()["code"]) == (409, "domain_busy")
+    await system_daemon.cancel(job["id"])  # which has to wait for what libvirt was asked for
+    ended = await run_job(system_daemon, destroy | {"request_id": "late"})
+    assert states(ended) == ["ACCEPTED", "DOMAIN_REMOVED", "SUCCEEDED"]
+    job = await system_daemon.wait_for(job["id"], "FAILED")
+    assert job["failure"]["code"] == "cancelled"
+    assert files_of(system_daemon) == []
+
+
 # ---------------------------------------------------------------- power cuts
 async def cut_power_at(daemon: Daemon, body: Json, state: str) -> Json:
     """The job of this request at its end; the daemon was killed when it had come to `state`."""
