@@ -126,7 +126,9 @@ class Bases:
         Raises as `verify` does, BaseInUse while it is being removed, ImageBusy.
         """
         if name in self._leaving:
-            raise BaseInUse(f"{name}: is being removed")
+            raise BaseInUse(
+                f"{name}: is being removed", hint="Choose another: provisionctl base list."
+            )
         self._held[name] += 1
         try:
             yield await self._threads.call(self._verify_unwritten, name)
@@ -288,7 +290,10 @@ class Bases:
     # ------------------------------------------------------------ remove
     async def _leave(self, name: str, *, in_use: Mapping[Path, str]) -> None:
         if self._held[name] or name in self._leaving:
-            raise BaseInUse(f"{name}: a job works with it")
+            raise BaseInUse(
+                f"{name}: a job works with it",
+                hint="Ask again when it has ended: provisionctl jobs lists those at work.",
+            )
         self._leaving.add(name)
         try:
             await self._threads.call(self._remove, name, in_use)
@@ -298,7 +303,10 @@ class Bases:
     def _remove(self, name: str, in_use: Mapping[Path, str]) -> None:
         path = self.path_of(self._read(name))
         if path in in_use:
-            raise BaseInUse(f"{name}: the domain {in_use[path]} has it")
+            raise BaseInUse(
+                f"{name}: the domain {in_use[path]} has it",
+                hint="Destroy that domain, or take the disk from it.",
+            )
         overlays = read_overlays(self._folder, self._disks)
         if above := overlays[path]:
             names = ", ".join(file.name for file in above[:5])

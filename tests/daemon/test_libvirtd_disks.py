@@ -214,6 +214,7 @@ async def test_a_guest_that_does_not_let_go_keeps_its_disk_and_lets_go_when_aske
         assert await delete_disk(system_daemon, "data") == (409, "disk_in_use")
         job = await system_daemon.wait_for(job["id"], "FAILED")
         assert job["failure"]["code"] == "deadline_exceeded"
+        assert "does it use the disk?" in job["failure"]["hint"]
         assert job["proof"] is None
         assert await holders(system_daemon) == {"data": guest.name}
         assert str(path) in libvirtd.xml(guest.name)

@@ -522,8 +522,9 @@ async def test_a_base_that_something_stands_on_stays(
         await bases.remove("debian", in_use={})
     overlay.unlink()
 
-    with pytest.raises(BaseInUse, match="the domain old-guest has it"):
+    with pytest.raises(BaseInUse, match="the domain old-guest has it") as caught:
         await bases.remove("debian", in_use={path: "old-guest"})
+    assert "that domain" in caught.value.hint
     (disks / "unknown.qcow2").write_bytes(b"QFI\xfb".ljust(512))
     with pytest.raises(BaseInUse, match=r"what .*unknown.qcow2 stands on cannot be read"):
         await bases.remove("debian", in_use={})
@@ -544,8 +545,9 @@ async def test_a_base_that_a_job_works_with_stays(
     source = make_image(tmp_path / "source", disk_format=RAW)
     await import_base(bases, order_for(image_dir, source))
     async with bases.hold("debian"), bases.hold("debian"):
-        with pytest.raises(BaseInUse, match="a job works with it"):
+        with pytest.raises(BaseInUse, match="a job works with it") as caught:
             await bases.remove("debian", in_use={})
+        assert "when it has ended" in caught.value.hint
     removing = asyncio.create_task(bases.remove("debian", in_use={}))
     await asyncio.sleep(0)
     while not removing.done():
