@@ -23,6 +23,9 @@ _SECTOR = 512
 _LARGEST_DISK = 2**46  # 64 TiB
 _LARGEST_VHD = 2040 * 2**30
 
+DEFAULT_TEMPLATE = "default"
+"""The template of a guest whose request names none."""
+
 
 class DiskFormat(StrEnum):
     """The formats that a disk image may have."""
@@ -96,7 +99,7 @@ class Create(Message):
     network: Name | None = None
     bridge: Name | None = None
     mac: Mac | None = None
-    template: Name = "default"
+    template: Name = DEFAULT_TEMPLATE
 
     @field_validator("bridge")
     @classmethod
