@@ -194,7 +194,7 @@ def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
 
     @app.delete("/v1/jobs/{job_id}", status_code=HTTPStatus.ACCEPTED, tags=["jobs"])
     async def cancel(job_id: str) -> JobView:
-        """Cancel a job: everything is undone, unless its guest is configured first."""
+        """Cancel a job: what it made is undone, unless what it was asked for is done first."""
         job = await find_job(store, job_id)
         return view_job(await supervisor.cancel(job.id))
 

@@ -119,7 +119,7 @@ def _parse(template: str, new: NewDomain, *, is_xen: bool) -> ET.Element:
     return root
 
 
-def _refuse(new: NewDomain, what: str, hint: str) -> TemplateUnusable:
+def _unusable(new: NewDomain, what: str, hint: str) -> TemplateUnusable:
     return TemplateUnusable(f"{new.name}: the template {what}", hint=hint)
 
 
@@ -129,7 +129,7 @@ def _set_memory(domain: ET.Element, new: NewDomain) -> None:
         return
     for path in ("maxMemory", "cpu/numa", "devices/memory"):
         if domain.find(path) is not None:
-            raise _refuse(
+            raise _unusable(
                 new,
                 f"lays out its memory (<{path.rpartition('/')[2]}>), so it cannot be given another",
                 "Leave the memory out of the request, or that element out of the template.",
@@ -142,7 +142,7 @@ def _set_vcpus(domain: ET.Element, new: NewDomain) -> None:
     if new.vcpus is None:
         return
     if domain.find("cpu/numa") is not None:
-        raise _refuse(
+        raise _unusable(
             new,
             "lays out its vcpus (<numa>), so it cannot be given another number",
             "Leave the vcpus out of the request, or that element out of the template.",
@@ -173,7 +173,7 @@ def _set_root_disk(devices: ET.Element, new: NewDomain, *, is_xen: bool) -> None
     for disk in disks[1:]:
         if not any(disk.find(tag) is not None for tag in ("readonly", "shareable", "transient")):
             target = disk.find("target")
-            raise _refuse(
+            raise _unusable(
                 new,
                 f"has a second disk, {'' if target is None else target.get('dev')}, that every "
                 "guest made from it would write to",
