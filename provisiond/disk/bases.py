@@ -100,15 +100,8 @@ class Bases:
         """The name of the base whose file has this path; None where it is none of ours."""
         return path.stem if path.parent == self._folder else None
 
-    async def verify(self, name: str) -> DiskChain:
-        """Look at a base and at all that it stands on: size, time, mode, header.
-
-        Raises BaseNotFound, or BaseChanged which says what differs.
-        """
-        return await self._threads.call(self._verify, name)
-
     async def verify_hash(self, name: str, progress: Progress) -> None:
-        """Read a base whole and compare it with its manifest. Raises as `verify` does."""
+        """Read a base whole and compare it with its manifest. Raises as `hold` does."""
         async with self.hold(name) as chain:
             manifest = await self.find(name)
             digest = await hash_file(
@@ -121,9 +114,11 @@ class Bases:
 
     @asynccontextmanager
     async def hold(self, name: str) -> AsyncIterator[DiskChain]:
-        """A base that stays where it is for the block, verified, and open for writing to nobody.
+        """A base that stays where it is for the block, and all that it stands on.
 
-        Raises as `verify` does, BaseInUse while it is being removed, ImageBusy.
+        Of each were verified size, time, mode and header, and that nobody has it open for writing.
+        Raises BaseNotFound, BaseChanged which says what differs, BaseInUse while it is being
+        removed, ImageBusy, ChainTooDeep.
         """
         if name in self._leaving:
             raise BaseInUse(

@@ -56,7 +56,7 @@ def read_header(path: Path, *, disk_format: DiskFormat) -> DiskImage:
             _require_version(header, disk_format, path)
             virtual_size, (backing, backing_format) = header.virtual_size, backing_of(header, path)
         elif disk_format is DiskFormat.VHD:
-            return replace(vhd.read_image(path, root=Path("/")), file_size=_taken(status))
+            return replace(vhd.read_image(path), file_size=_taken(status))
         else:
             virtual_size, backing, backing_format = status.st_size, None, None
     return DiskImage(path, disk_format, virtual_size, _taken(status), backing, backing_format)
@@ -121,5 +121,5 @@ def _find_backing(path: Path) -> Path | None:
         if os.pread(descriptor, 4, 0) == MAGIC:
             return backing_of(read_qcow(descriptor, path), path)[0]
         if os.pread(descriptor, 8, 0) == _VHD_COOKIE:
-            return vhd.read_image(path, root=Path("/")).backing
+            return vhd.read_image(path).backing
     return None

@@ -115,7 +115,7 @@ def _same_file(one: Path, other: Path) -> bool:
 
 # ---------------------------------------------------------------- VHD
 def _inspect_vhd(path: Path) -> int:
-    image = vhd.read_image(path, root=Path("/"))
+    image = vhd.read_image(path)
     if image.backing is not None:
         raise ImageRefused(
             f"{path}: is a differencing VHD, which QEMU reads as zeros",

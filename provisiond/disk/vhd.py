@@ -44,7 +44,6 @@ from provisiond.errors import (
     NoSpace,
     SizeTooSmall,
     ToolFailed,
-    VhdNeedsTapdisk,
 )
 from provisiond.process import run
 from provisiond.threads import Threads
@@ -63,23 +62,23 @@ class _Metadata:
 
 
 # ---------------------------------------------------------------- read
-def read_image(path: Path, *, root: Path | None = None) -> DiskImage:
-    """What a VHD is and stands on; no parent may lie outside of `root` (else: of its own folder).
+def read_image(path: Path) -> DiskImage:
+    """What a VHD is and stands on.
 
     The parent's format is what the image says, never guessed from the parent's content; the parent
     itself is not looked at. Raises ImageNotFound, and ImageRefused for whatever is no sound VHD.
     """
-    return _image(path, _read(path), root=root)
+    return _image(path, _read(path))
 
 
-def read_chain(path: Path, *, root: Path | None = None) -> DiskChain:
+def read_chain(path: Path) -> DiskChain:
     """A VHD and all that it stands on, each link proved: a VHD has the identity that its child asks
     for. A raw parent has none: whether it is the right file, only its path and hash can tell.
     """
     images, seen = [], {Path(os.path.realpath(path))}
     metadata = _read(path)
     while True:
-        image = _image(path, metadata, root=root)
+        image = _image(path, metadata)
         images.append(image)
         if image.backing is None or metadata.header is None:
             return DiskChain(tuple(images))
@@ -110,10 +109,10 @@ def check_image(path: Path) -> None:
         check_blocks(header, table, file_size=metadata.file_size)
 
 
-def _image(path: Path, metadata: _Metadata, *, root: Path | None) -> DiskImage:
+def _image(path: Path, metadata: _Metadata) -> DiskImage:
     backing = backing_format = None
     if metadata.header is not None and metadata.parents:
-        backing = _resolve(path, metadata.parents, root=root)
+        backing = _resolve(path, metadata.parents)
         is_raw = metadata.header.parent_uuid == RAW_PARENT
         backing_format = DiskFormat.RAW if is_raw else DiskFormat.VHD
     return DiskImage(
@@ -126,7 +125,7 @@ def _image(path: Path, metadata: _Metadata, *, root: Path | None) -> DiskImage:
     )
 
 
-def _resolve(path: Path, parents: frozenset[str], *, root: Path | None) -> Path:
+def _resolve(path: Path, parents: frozenset[str]) -> Path:
     """The parent's file. tapdisk takes the first locator that leads to a file: all must agree."""
     folder = os.path.realpath(path.parent)
     found = {
@@ -135,9 +134,6 @@ def _resolve(path: Path, parents: frozenset[str], *, root: Path | None) -> Path:
     if len(found) != 1:
         raise ImageRefused(f"{path}: its parent locators lead to different files")
     (parent,) = found
-    allowed = Path(os.path.realpath(root)) if root is not None else Path(folder)
-    if not parent.is_relative_to(allowed):
-        raise ImageRefused(f"{path}: its parent {parent} lies outside of {allowed}")
     return parent
 
 
@@ -195,7 +191,7 @@ async def create_differencing(
             await threads.call(_seal, part)
         else:
             await threads.call(_write_synced, part, content)
-        made = await threads.call(read_image, part, root=Path("/"))
+        made = await threads.call(read_image, part)
         _check_made(made, parent=parent, size=size)
     except DiskExists:
         raise
@@ -286,14 +282,6 @@ def mend_geometry(path: Path) -> None:
 
 
 # ---------------------------------------------------------------- who may open them
-def refuse_for_qemu(image: DiskImage) -> None:
-    """Raises VhdNeedsTapdisk for a differencing VHD: to be asked before qemu opens an image."""
-    if image.format is DiskFormat.VHD and image.backing is not None:
-        raise VhdNeedsTapdisk(
-            f"{image.path}: it is a VHD over {image.backing}; QEMU would read it as zeros"
-        )
-
-
 def tapdisk_available(
     *, capabilities: Path = _XEN_CAPABILITIES, search_path: str | None = None
 ) -> bool:
