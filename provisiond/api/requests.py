@@ -20,7 +20,7 @@ _REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 _TARGET = r"^(vd|sd|xvd)[a-z]$"
 _SECTOR = 512
-_LARGEST_DISK = 2**46  # 64 TiB
+LARGEST_DISK = 2**46  # 64 TiB
 _LARGEST_VHD = 2040 * 2**30
 
 DEFAULT_TEMPLATE = "default"
@@ -68,7 +68,7 @@ def _no_raw_overlay(disk_format: DiskFormat) -> DiskFormat:
 
 
 Name = Annotated[str, Field(pattern=_NAME)]
-Size = Annotated[int, Field(gt=0, le=_LARGEST_DISK), AfterValidator(_size)]
+Size = Annotated[int, Field(gt=0, le=LARGEST_DISK), AfterValidator(_size)]
 OverlayFormat = Annotated[DiskFormat, AfterValidator(_no_raw_overlay)]
 DomainName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(printable)]
 

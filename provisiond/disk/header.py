@@ -15,9 +15,8 @@ from provisiond.api.requests import DiskFormat
 from provisiond.disk import vhd
 from provisiond.disk.chain import DiskImage, parse_format
 from provisiond.disk.qcow_format import MAGIC, QcowHeader, needed_head, parse_header
+from provisiond.disk.vhd_format import has_footer_cookie
 from provisiond.errors import ImageNotFound, ImageRefused
-
-_VHD_COOKIE = b"conectix"
 
 
 @contextmanager
@@ -53,7 +52,7 @@ def read_header(path: Path, *, disk_format: DiskFormat) -> DiskImage:
         status = os.fstat(descriptor)
         if disk_format in (DiskFormat.QCOW2, DiskFormat.QCOW):
             header = read_qcow(descriptor, path)
-            _require_version(header, disk_format, path)
+            require_version(header, disk_format, path)
             virtual_size, (backing, backing_format) = header.virtual_size, backing_of(header, path)
         elif disk_format is DiskFormat.VHD:
             return replace(vhd.read_image(path), file_size=_taken(status))
@@ -66,7 +65,8 @@ def _taken(status: os.stat_result) -> int:
     return status.st_blocks * 512
 
 
-def _require_version(header: QcowHeader, disk_format: DiskFormat, path: Path) -> None:
+def require_version(header: QcowHeader, disk_format: DiskFormat, path: Path) -> None:
+    """Refuse a qcow2 image that was said to be qcow (version 1), and the other way round."""
     found = DiskFormat.QCOW if header.version == 1 else DiskFormat.QCOW2
     if found is not disk_format:
         raise ImageRefused(f"{path}: is {found}, not {disk_format}")
@@ -120,6 +120,6 @@ def _find_backing(path: Path) -> Path | None:
     with opened(path) as descriptor:
         if os.pread(descriptor, 4, 0) == MAGIC:
             return backing_of(read_qcow(descriptor, path), path)[0]
-        if os.pread(descriptor, 8, 0) == _VHD_COOKIE:
+        if has_footer_cookie(os.pread(descriptor, 8, 0)):
             return vhd.read_image(path).backing
     return None
