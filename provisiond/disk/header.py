@@ -4,43 +4,17 @@ The functions block; callers run them in a thread.
 """
 
 import os
-import stat
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from provisiond.api.requests import DiskFormat
 from provisiond.disk import vhd
 from provisiond.disk.chain import DiskImage, parse_format
+from provisiond.disk.image_file import opened
 from provisiond.disk.qcow_format import MAGIC, QcowHeader, needed_head, parse_header
 from provisiond.disk.vhd_format import has_footer_cookie
 from provisiond.errors import ImageNotFound, ImageRefused
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """A descriptor of the regular file `path`; a symbolic link to one is followed.
-
-    Raises ImageNotFound, or ImageRefused for whatever is no regular file: opening a device or a
-    FIFO may block or do something, so it is not even opened.
-    """
-    try:
-        _require_regular(path, path.stat())
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ImageNotFound(f"{path}: cannot be opened: {error.strerror}") from error
-    try:
-        _require_regular(path, os.fstat(descriptor))
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _require_regular(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageRefused(f"{path}: is no regular file")
 
 
 def read_header(path: Path, *, disk_format: DiskFormat) -> DiskImage:

@@ -12,7 +12,8 @@ from pathlib import Path
 from provisiond.api.requests import LARGEST_DISK, DiskFormat
 from provisiond.disk import vhd
 from provisiond.disk.chain import DiskImage
-from provisiond.disk.header import backing_of, opened, read_qcow, require_version
+from provisiond.disk.header import backing_of, read_qcow, require_version
+from provisiond.disk.image_file import opened
 from provisiond.disk.qcow_format import MAGIC, refuse_hostile
 from provisiond.disk.vhd_format import has_footer_cookie
 from provisiond.errors import ImageRefused

@@ -8,7 +8,6 @@ them in a thread.
 import errno
 import os
 import shutil
-import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from provisiond.api.requests import DiskFormat
 from provisiond.disk.chain import DiskChain, DiskImage
+from provisiond.disk.image_file import opened
 from provisiond.disk.vhd_differencing import build_differencing, decode_parent
 from provisiond.disk.vhd_format import (
     EPOCH,
@@ -39,7 +39,6 @@ from provisiond.disk.vhd_format import (
 )
 from provisiond.errors import (
     DiskExists,
-    ImageNotFound,
     ImageRefused,
     NoSpace,
     SizeTooSmall,
@@ -102,7 +101,7 @@ def check_image(path: Path) -> None:
     header = metadata.header
     if header is None:
         return
-    with _named(path), _opened(path, os.O_RDONLY) as descriptor:
+    with opened(path) as descriptor, _named(path):
         if not has_footer_cookie(_read_end(descriptor)):
             raise ImageRefused("its last footer is missing: it is open somewhere, or truncated")
         table = os.pread(descriptor, 4 * header.max_table_entries, header.table_offset)
@@ -138,13 +137,13 @@ def _resolve(path: Path, parents: frozenset[str]) -> Path:
 
 
 def _raw_image(path: Path) -> DiskImage:
-    with _opened(path, os.O_RDONLY) as descriptor:
+    with opened(path) as descriptor:
         size = os.fstat(descriptor).st_size
     return DiskImage(path, DiskFormat.RAW, -(-size // SECTOR) * SECTOR, size, None, None)
 
 
 def _read(path: Path) -> _Metadata:
-    with _named(path), _opened(path, os.O_RDONLY) as descriptor:
+    with opened(path) as descriptor, _named(path):
         size = os.fstat(descriptor).st_size
         footer = choose_footer(
             untrusted_start=os.pread(descriptor, FOOTER_SIZE, 0),
@@ -220,7 +219,7 @@ def _build_overlay(part: Path, *, parent: DiskImage, size: int) -> bytes:
         parent_uuid = _read(parent.path).footer.uuid
         if parent_uuid == RAW_PARENT:
             raise ImageRefused(f"{parent.path}: it has no identity that an overlay could name")
-    with _opened(parent.path, os.O_RDONLY) as descriptor:
+    with opened(parent.path) as descriptor:
         modified_at = os.fstat(descriptor).st_mtime
     with _named(part):
         return build_differencing(
@@ -268,7 +267,7 @@ def mend_geometry(path: Path) -> None:
     footers are written, where they are not right already, and synced. For fresh files of our own:
     one by another program is ImageRefused.
     """
-    with _named(path), _opened(path, os.O_RDWR) as descriptor:
+    with opened(path, writable=True) as descriptor, _named(path):
         end = os.fstat(descriptor).st_size - FOOTER_SIZE
         footer = parse_footer(_read_end(descriptor))
         if footer.creator not in _CREATORS_OF_QEMU:
@@ -306,21 +305,6 @@ def _named(path: Path) -> Iterator[None]:
         raise ImageRefused(f"{path}: {error.message}", hint=error.hint) from error
 
 
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """A regular file; nothing that could block, or do something, when it is opened."""
-    try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ImageNotFound(f"{path}: it cannot be opened: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ImageNotFound(f"{path}: it is no regular file")
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _write_synced(path: Path, content: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -342,6 +326,6 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 def _seal(path: Path) -> None:
-    with _opened(path, os.O_RDONLY) as descriptor:
+    with opened(path) as descriptor:
         os.fchmod(descriptor, 0o600)
         os.fsync(descriptor)
