@@ -68,10 +68,7 @@ class Domains:
 
     async def _look(self) -> None:
         before = self._newest()
-        try:
-            names = await self._xenstore.children(_HOMES)
-        except FileNotFoundError:
-            names = []
+        names = await self._xenstore.children_if_any(_HOMES)
         domids = {int(name) for name in names if name.isdigit()}
         found = {
             domid: uuid
