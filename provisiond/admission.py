@@ -17,12 +17,13 @@ from provisiond.api.requests import (
     VerifyBaseRequest,
 )
 from provisiond.base_jobs import order_of
+from provisiond.claims import refuse_busy, refuse_claimed
 from provisiond.data_disk import name_of_new
+from provisiond.disk.disks import refuse_held
 from provisiond.errors import (
     DiskInUse,
     DiskNotFound,
     DiskStillAttached,
-    DomainBusy,
     DomainExists,
     DomainNotRunning,
     NoFreeTarget,
@@ -86,9 +87,12 @@ class Admission:
 
     async def _idle(self, subject: Subject) -> Subject:
         """`subject`, unless another job is at work on it."""
-        busy = await self._tools.store.unfinished_on(subject.works_on, subject.domain_uuid)
-        if busy is not None:
-            raise DomainBusy(f"{subject.name}: job {busy.id} is at work on it ({busy.state})")
+        await refuse_busy(
+            self._tools.store,
+            subject.works_on,
+            name=subject.name,
+            domain_uuid=subject.domain_uuid,
+        )
         return subject
 
     # ------------------------------------------------------------ guests
@@ -150,10 +154,8 @@ class Admission:
         chain = await tools.disks.read_chain(request.disk)
         refuse_misread(chain, is_xen=tools.hypervisor.is_xen)
         path = chain.top.path
-        if path in (in_use := await tools.hypervisor.sources_in_use()):
-            raise DiskInUse(f"{request.disk}: the domain {in_use[path]} has it")
-        if (busy := await tools.store.unfinished_with_disk(request.disk, path)) is not None:
-            raise DiskInUse(f"{request.disk}: job {busy.id} has it ({busy.state})")
+        refuse_held(request.disk, path, in_use=await tools.hypervisor.sources_in_use())
+        await refuse_claimed(tools.store, request.disk, path)
         return subject
 
     async def _disk_to_detach(self, request: DetachDiskRequest) -> Subject:

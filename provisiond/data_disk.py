@@ -12,6 +12,8 @@ from pathlib import Path
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import AttachDiskRequest, DetachDiskRequest, DiskFormat
+from provisiond.claims import refuse_claimed
+from provisiond.disk.disks import refuse_held
 from provisiond.errors import (
     DeadlinePassed,
     DiskInUse,
@@ -75,12 +77,9 @@ class AttachingDisk(Story):
         Jobs are looked at before domains: what a job has attached is there when the job is over.
         """
         path = (await self._tools.disks.find(name)).image.path
-        first = await self._tools.store.unfinished_with_disk(name, path)
-        if first is not None and first.id != self.job.id:
-            raise DiskInUse(f"{name}: job {first.id} has it ({first.state})")
+        await refuse_claimed(self._tools.store, name, path, but_for=self.job.id)
         in_use = await self._patiently(self._tools.hypervisor.sources_in_use)
-        if path in in_use:
-            raise DiskInUse(f"{name}: the domain {in_use[path]} has it")
+        refuse_held(name, path, in_use=in_use)
         return path
 
     async def _attach(self) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from provisiond.claims import refuse_busy, refuse_claimed
 from provisiond.disk.bases import BaseState
 from provisiond.disk.disks import Disk
-from provisiond.errors import DiskInUse, DomainBusy, XenstoreUnavailable
+from provisiond.errors import XenstoreUnavailable
 from provisiond.guest.addresses import (
     GuestAddress,
     gather_addresses,
@@ -118,7 +119,7 @@ class Inventory:
 
     async def remove_base(self, name: str) -> None:
         """Remove a base that nothing stands on; raises BaseNotFound, BaseInUse, DomainBusy."""
-        await self._refuse_busy(f"base {name}", name)
+        await refuse_busy(self._tools.store, f"base {name}", name=name)
         in_use = await self._tools.hypervisor.sources_in_use()
         await self._tools.bases.remove(name, in_use=in_use)
 
@@ -131,14 +132,8 @@ class Inventory:
 
     async def remove_disk(self, name: str) -> None:
         """Remove a disk that no domain has; raises DiskNotFound, DiskInUse, DomainBusy."""
-        await self._refuse_busy(f"disk {name}", name)
+        await refuse_busy(self._tools.store, f"disk {name}", name=name)
         path = (await self._tools.disks.find(name)).image.path
-        if (busy := await self._tools.store.unfinished_with_disk(name, path)) is not None:
-            raise DiskInUse(f"{name}: job {busy.id} has it ({busy.state})")
+        await refuse_claimed(self._tools.store, name, path)
         in_use = await self._tools.hypervisor.sources_in_use()
         await self._tools.disks.remove(name, in_use=in_use)
-
-    async def _refuse_busy(self, works_on: str, name: str) -> None:
-        busy = await self._tools.store.unfinished_on(works_on, None)
-        if busy is not None:
-            raise DomainBusy(f"{name}: job {busy.id} is at work on it ({busy.state})")

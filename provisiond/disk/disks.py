@@ -42,6 +42,12 @@ class Disk:
     base: str | None
 
 
+def refuse_held(name: str, path: Path, *, in_use: Mapping[Path, str]) -> None:
+    """Raises DiskInUse where a domain has the disk; `in_use` as `Disks.remove` takes it."""
+    if path in in_use:
+        raise DiskInUse(f"{name}: the domain {in_use[path]} has it")
+
+
 class Disks:
     """The disks in `folder`, a real path: one a name, whatever its format.
 
@@ -237,8 +243,7 @@ class Disks:
 
     def _remove(self, name: str, in_use: Mapping[Path, str]) -> None:
         path, _ = self._file(name)
-        if path in in_use:
-            raise DiskInUse(f"{name}: the domain {in_use[path]} has it")
+        refuse_held(name, path, in_use=in_use)
         files.refuse_writers(path)
         if above := read_overlays(self._folder)[path]:
             raise DiskInUse(f"{name}: {above[0]} stands on it", hint="Remove that disk first.")
