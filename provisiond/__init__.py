@@ -14,7 +14,7 @@ guest/               the guest's word: its grammar; how it reaches us; its addre
 xenstore/            xenstore: its wire, a connection, the client, which domid a domain has
 ports.py             what more than one adapter can do
 store.py             the facts, kept (schema.py has its tables)
-admission.py         may a request become a job? claims.py, who has it already
+admission.py         may a request become a job?
 supervisor.py        jobs become tasks: one a subject, bounded, resumed at start
 inventory.py         the domains, bases and disks that are there
 api/server.py        HTTP on a Unix socket; api/client.py is the other end

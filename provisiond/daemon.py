@@ -81,7 +81,7 @@ async def serve(settings: Settings) -> None:
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a secret is in this process's memory
     stop = _stop_on_signal()
-    with _only_one(settings.state_dir), _listening(settings) as listener:
+    with _only_one(settings), _listening(settings) as listener:
         uri = _hypervisor_uri(settings)
         prepare_folder(
             iso_folder(settings.runtime_dir),
@@ -151,6 +151,7 @@ async def _opened(
         disks=disks_folder(image_dir),
         reserve=reserve,
         max_chain=settings.max_chain,
+        private=[Path(os.path.realpath(settings.runtime_dir))],  # the config ISOs are there
     )
     disks = Disks(
         bases,
@@ -281,21 +282,26 @@ async def _tell_systemd(supervisor: Supervisor) -> None:
 
 # ---------------------------------------------------------------- one daemon, one socket
 @contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory; the kernel lets go of it when this process dies."""
-    try:
-        state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-        descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StateUnwritable(f"cannot write in {state_dir}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyRunning(f"another provisiond uses {state_dir}") from error
+def _only_one(settings: Settings) -> Iterator[None]:
+    """Hold the directories of state, ISOs and images; the kernel lets go when this process dies."""
+    with contextlib.ExitStack() as stack:
+        for folder in (settings.state_dir, settings.runtime_dir, settings.image_dir):
+            stack.callback(os.close, _lock(folder))
         yield
-    finally:
+
+
+def _lock(folder: Path) -> int:
+    try:
+        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateUnwritable(f"cannot write in {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         os.close(descriptor)
+        raise AlreadyRunning(f"another provisiond uses {folder}") from error
+    return descriptor
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from provisiond.claims import refuse_busy, refuse_claimed
+from provisiond.admission import Admission, Subject, refuse_claimed
 from provisiond.disk.bases import BaseState
 from provisiond.disk.disks import Disk
 from provisiond.errors import XenstoreUnavailable
@@ -53,6 +53,7 @@ class Inventory:
         """`xenstore` is where Xen's guests tell their addresses; None on another hypervisor."""
         self._tools = tools
         self._xenstore = xenstore
+        self._admission = Admission(tools)
         self._at_once = asyncio.Semaphore(_DOMAINS_AT_ONCE)
 
     # ------------------------------------------------------------ domains
@@ -119,7 +120,7 @@ class Inventory:
 
     async def remove_base(self, name: str) -> None:
         """Remove a base that nothing stands on; raises BaseNotFound, BaseInUse, DomainBusy."""
-        await refuse_busy(self._tools.store, f"base {name}", name=name)
+        await self._admission.refuse_busy(Subject(name, f"base {name}"))
         in_use = await self._tools.hypervisor.sources_in_use()
         await self._tools.bases.remove(name, in_use=in_use)
 
@@ -131,9 +132,7 @@ class Inventory:
         return [DiskState(disk, in_use.get(disk.image.path)) for disk in found]
 
     async def remove_disk(self, name: str) -> None:
-        """Remove a disk that no domain has; raises DiskNotFound, DiskInUse, DomainBusy."""
-        await refuse_busy(self._tools.store, f"disk {name}", name=name)
-        path = (await self._tools.disks.find(name)).image.path
-        await refuse_claimed(self._tools.store, name, path)
+        """Remove a disk that no domain has; raises DiskNotFound, DiskInUse, ImageBusy."""
+        await refuse_claimed(self._tools.store, name)
         in_use = await self._tools.hypervisor.sources_in_use()
         await self._tools.disks.remove(name, in_use=in_use)

@@ -108,7 +108,8 @@ class Store:
                     job.id,
                     job.request_id,
                     job.works_on,
-                    job.domain_uuid,
+                    # A domain may be ended while the undo of another job waits for its guest.
+                    None if job.kind is JobKind.DESTROY else job.domain_uuid,
                     job.generation,
                     job.created_at,
                     int(job.state.ended),
@@ -152,16 +153,16 @@ class Store:
 
     async def unfinished_on(self, works_on: str, domain_uuid: str | None) -> Job | None:
         """A job at work on the same: under the same key, or on the same domain."""
-        query = "WHERE (works_on = ? OR domain_uuid = ?) AND NOT ended"
+        query = "WHERE (works_on = ? OR job ->> '$.domain_uuid' = ?) AND NOT ended"
         return _first(await self._jobs(query, works_on, domain_uuid))
 
-    async def unfinished_with_disk(self, name: str, path: Path) -> Job | None:
-        """The first of the jobs at work that has to do with this disk, named or made by it."""
+    async def unfinished_with_disk(self, name: str) -> Job | None:
+        """The job that makes, attaches, takes away or removes the disk of this name."""
         query = (
-            "WHERE NOT ended AND (job ->> '$.disk' = ?1 OR job ->> '$.request.disk' = ?2"
-            " OR ?1 IN (SELECT value FROM json_each(job, '$.removes'))) ORDER BY rowid LIMIT 1"
+            "WHERE NOT ended AND (job ->> '$.disk_name' = ?1"
+            " OR ?1 IN (SELECT value FROM json_each(job, '$.removes'))) LIMIT 1"
         )
-        return _first(await self._jobs(query, str(path), name))
+        return _first(await self._jobs(query, name))
 
     async def last_configured(self, domain_uuid: str) -> Job | None:
         """The last job whose configuration the guest of this domain has taken."""

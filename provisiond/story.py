@@ -112,8 +112,12 @@ class Story(ABC):
     async def _go_forward(self) -> None:
         """Every step from the stored state to where nothing may fail any more."""
 
-    async def _undo(self) -> None:  # noqa: B027 - not every kind makes something
-        """Take back what was made, never more; asked for again until it does not raise."""
+    async def _undo(self) -> str:
+        """Take back what was made, never more; asked for again until it does not raise.
+
+        Returns what to say of it.
+        """
+        return "undone"
 
     async def _finish(self) -> None:  # noqa: B027 - only where something cannot fail any more
         """What has to follow once nothing may fail any more, up to SUCCEEDED."""
@@ -150,9 +154,9 @@ class Story(ABC):
         """Everything back to how it was, and FAILED."""
         if JobState.UNDOING in TRANSITIONS[self.job.kind][self.job.state]:
             await self._insist(JobState.UNDOING, f"undoing: {failure.message}", failure=failure)
-        await self._until_done("cannot be undone yet", self._undo)
-        done = "undone: " if self.job.state is JobState.UNDOING else ""
-        await self._insist(JobState.FAILED, f"{done}{failure.message}", failure=failure)
+        done = await self._until_done("cannot be undone yet", self._undo)
+        said = f"{done}: " if self.job.state is JobState.UNDOING else ""
+        await self._insist(JobState.FAILED, f"{said}{failure.message}", failure=failure)
 
     def _why_stopped(self) -> ProvisionError:
         if self._cancelled:

@@ -112,6 +112,7 @@ class Supervisor:
         async with self._submitting:
             if (known := await self._known(request)) is not None:
                 return known, False
+            await self._admission.refuse_busy(subject)
             if self.full:
                 raise TooManyJobs(f"{len(self._stories)} jobs are unfinished, which is the limit")
             job = await self._new_job(request, subject, job_id)
@@ -176,6 +177,7 @@ class Supervisor:
             updated_at=now,
             deadline_at=now + (request.deadline_seconds or default),
             disk=subject.disk,
+            disk_name=subject.disk_name,
             removes=subject.removes,
         )
 

@@ -18,6 +18,7 @@ _REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 # A name becomes a file's name, and a domain's: no separator, no ':' (qemu-img takes that for a
 # protocol), nothing hidden.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+_UUID = re.compile(r"[0-9A-Fa-f]{8}-?([0-9A-Fa-f]{4}-?){3}[0-9A-Fa-f]{12}", re.ASCII)
 _TARGET = r"^(vd|sd|xvd)[a-z]$"
 _SECTOR = 512
 LARGEST_DISK = 2**46  # 64 TiB
@@ -131,6 +132,8 @@ class ProvisionRequest(_Request):
                 "is no name for a new domain: up to 63 letters, digits, '.', '_', '-', "
                 "a letter or digit first"
             )
+        if info.data.get("create") is not None and _UUID.fullmatch(domain):
+            raise ValueError("has the form of a UUID, and a domain is known by that as well")
         return domain
 
 

@@ -5,14 +5,15 @@ looked at before each use.
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from provisiond.disk import base_import
-from provisiond.disk.base_import import refuse_order
+from provisiond.disk.base_import import Source, refuse_order
 from provisiond.disk.chain import DiskChain, DiskImage
 from provisiond.disk.fingerprint import Fingerprint, hash_file, take_fingerprint
 from provisiond.disk.folder import (
@@ -61,11 +62,21 @@ class Bases:
     no chain has more than `max_chain` images.
     """
 
-    def __init__(self, folder: Path, *, disks: Path, reserve: int, max_chain: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        disks: Path,
+        reserve: int,
+        max_chain: int,
+        private: Sequence[Path] = (),
+    ) -> None:
+        """What lies below a folder of `private` is never imported: it may be a secret."""
         self._folder = folder
         self._disks = disks
         self._reserve = reserve
         self._max_chain = max_chain
+        self._private = private
         self._threads = Threads(size=4, name="bases")
         self._held: Counter[str] = Counter()
         self._leaving: set[str] = set()
@@ -139,9 +150,8 @@ class Bases:
         Raises BaseExists, BaseNotFound and BaseChanged of the parent, ChainTooDeep, ImageNotFound,
         ImageRefused, ImageBusy.
         """
-        order, _ = await self._threads.call(base_import.find_source, order)
         async with self._holding_parent(order) as parent:
-            await self._threads.call(self._refuse, order, parent)
+            await self._threads.call(self._admit, order, parent)
 
     async def write_image(self, order: BaseOrder, progress: Progress) -> None:
         """Copy the source to the plan's part, check and hash it. May be asked for twice.
@@ -150,12 +160,14 @@ class Bases:
         """
         if await self._threads.call(base_import.is_written, order):
             return
-        order, before = await self._threads.call(base_import.find_source, order)
-        async with self._holding_parent(order) as parent:
-            await self._threads.call(self._refuse, order, parent)
+        async with self._holding_parent(order) as parent, AsyncExitStack() as stack:
+            source = await self._threads.call(
+                stack.enter_context, base_import.open_source(order.source)
+            )
+            await self._threads.call(self._refuse, order, source, parent)
             await base_import.write_image(
                 order,
-                before=before,
+                source,
                 parent=None if parent is None else parent.top,
                 reserve=self._reserve,
                 threads=self._threads,
@@ -324,7 +336,14 @@ class Bases:
         async with holding as parent:
             yield parent
 
-    def _refuse(self, order: BaseOrder, parent: DiskChain | None) -> None:
+    def _admit(self, order: BaseOrder, parent: DiskChain | None) -> None:
+        with base_import.open_source(order.source) as source:
+            self._refuse(order, source, parent)
+
+    def _refuse(self, order: BaseOrder, source: Source, parent: DiskChain | None) -> None:
         if order.plan.manifest.exists() or order.plan.image.path.exists():
             raise BaseExists(f"{order.name}: a base has this name already")
-        refuse_order(order, parent=parent, max_chain=self._max_chain)
+        real = Path(os.path.realpath(source.path))
+        if any(real.is_relative_to(folder) for folder in self._private):
+            raise ImageRefused(f"{order.source}: is provisiond's own, and no image")
+        refuse_order(order, source, parent=parent, max_chain=self._max_chain)

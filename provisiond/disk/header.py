@@ -53,7 +53,7 @@ def read_qcow(descriptor: int, path: Path) -> QcowHeader:
 
 
 def backing_of(header: QcowHeader, path: Path) -> tuple[Path | None, DiskFormat | None]:
-    """What the image `path` stands on, as QEMU would find it: a relative name starts in its folder.
+    """What the image `path` stands on, as QEMU finds it: a relative name starts in its own folder.
 
     Raises ImageRefused for a name that is more than a file's.
     """
@@ -63,7 +63,7 @@ def backing_of(header: QcowHeader, path: Path) -> tuple[Path | None, DiskFormat 
     if not name or "\0" in name or ":" in name.partition("/")[0]:
         raise ImageRefused(f"{path}: stands on {name!r}, which is no file")
     backing_format = None if named_format is None else parse_format(named_format, of=path)
-    return path.parent / name, backing_format
+    return Path(os.path.realpath(path)).parent / name, backing_format
 
 
 def read_overlays(*folders: Path) -> dict[Path | None, list[Path]]:

@@ -77,17 +77,13 @@ def check_argv(path: Path, *, disk_format: DiskFormat) -> list[str]:
     return [
         *_UNTRUSTED_TABLES,
         *("qemu-img", "check"),
-        *("-f", QEMU_NAMES[disk_format]),
-        _absolute(path),
+        _described(path, disk_format),
     ]
 
 
-async def measure(
-    source: Path, *, disk_format: DiskFormat, to_format: DiskFormat, alone: bool = False
-) -> int:
-    """How many bytes the data of `source` take as `to_format`, about; `alone` leaves out what it
-    stands on."""
-    argv = measure_argv(source, disk_format=disk_format, to_format=to_format, alone=alone)
+async def measure(source: Path, *, disk_format: DiskFormat, to_format: DiskFormat) -> int:
+    """How many bytes the data of `source` take as `to_format`, about, without what it stands on."""
+    argv = measure_argv(source, disk_format=disk_format, to_format=to_format)
     answer = await _ask(argv, source)
     required = json.loads(answer).get("required")
     if not isinstance(required, int):
@@ -95,21 +91,16 @@ async def measure(
     return required
 
 
-def measure_argv(
-    source: Path, *, disk_format: DiskFormat, to_format: DiskFormat, alone: bool = False
-) -> list[str]:
+def measure_argv(source: Path, *, disk_format: DiskFormat, to_format: DiskFormat) -> list[str]:
     """The command that measures. What is written can be measured as qcow2 alone: holes are left out
     of a raw file too, and a VHD is like one with clusters of 2 MiB."""
-    driver = QEMU_NAMES[disk_format]
-    file = {"driver": "file", "filename": _absolute(source)}
-    by_itself = {"driver": driver, "backing": None, "file": file}
     return [
         *_UNTRUSTED_TABLES,
         *("qemu-img", "measure"),
         "--output=json",
         *("-O", QEMU_NAMES[DiskFormat.QCOW2]),
         *(["-o", "cluster_size=2M"] if to_format is DiskFormat.VHD else []),
-        *([f"json:{json.dumps(by_itself)}"] if alone else ["-f", driver, _absolute(source)]),
+        _described(source, disk_format),
     ]
 
 
@@ -195,11 +186,10 @@ def convert_argv(
         *_UNTRUSTED_TABLES,
         *("qemu-img", "convert"),
         "-p",
-        *("-f", QEMU_NAMES[from_format]),
         *("-O", QEMU_NAMES[to_format]),
         *_options(to_format),
         *(["-B", *_backing(parent)[1:]] if parent is not None else []),
-        _absolute(source),
+        _described(source, from_format, over=parent),
         _absolute(part),
     ]
 
@@ -228,6 +218,19 @@ def _backing(base: DiskImage | None) -> list[str]:
     if base is None:
         return []
     return ["-b", _absolute(base.path), "-F", QEMU_NAMES[base.format]]
+
+
+def _described(path: Path, disk_format: DiskFormat, *, over: DiskImage | None = None) -> str:
+    """An image as QEMU's JSON: of what its header names nothing is opened, it stands on `over`."""
+    described: dict[str, object] = _with_driver(path, disk_format)
+    if disk_format in (DiskFormat.QCOW2, DiskFormat.QCOW):
+        described["backing"] = None if over is None else _with_driver(over.path, over.format)
+    return f"json:{json.dumps(described)}"
+
+
+def _with_driver(path: Path, disk_format: DiskFormat) -> dict[str, object]:
+    file = {"driver": "file", "filename": _absolute(path)}
+    return {"driver": QEMU_NAMES[disk_format], "file": file}
 
 
 def _absolute(path: Path) -> str:

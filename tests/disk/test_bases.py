@@ -31,7 +31,7 @@ from provisiond.errors import (
 )
 from provisiond.plan import bases_folder, disks_folder, plan_base
 from tests.disk.hostile import HOSTILE, Hostile
-from tests.disk.images import MIB, holds, make_image, make_overlay, write
+from tests.disk.images import MIB, holds, make_image, make_overlay, tool, write
 
 RAW, QCOW2, QCOW, VHD = DiskFormat.RAW, DiskFormat.QCOW2, DiskFormat.QCOW, DiskFormat.VHD
 
@@ -208,6 +208,64 @@ async def test_a_vhd_of_which_qemu_sees_only_a_part_is_refused(
     with pytest.raises(ImageRefused, match="has 8389120 bytes, of which QEMU sees 6963200"):
         await bases.write_image(order, silent)
     assert not order.plan.image.part.exists()
+
+
+async def test_what_was_looked_at_is_what_becomes_the_base_whatever_takes_its_place(
+    tmp_path: Path, image_dir: Path, bases: Bases
+) -> None:
+    secret = make_image(tmp_path / "secret", disk_format=RAW, pattern=0x66)
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "others").mkdir()
+    source = make_image(tmp_path / "uploads/source", disk_format=QCOW2)
+    make_overlay(tmp_path / "others/source", secret, base_format=RAW)
+    order = order_for(image_dir, source, source_format=QCOW2, disk_format=RAW)
+
+    def exchange(doing: str, _fraction: float) -> None:
+        if doing == "checking":  # it has been looked at, and no tool has opened it yet
+            (tmp_path / "uploads").rename(tmp_path / "away")
+            (tmp_path / "others").rename(tmp_path / "uploads")
+
+    await bases.write_image(order, exchange)
+    assert holds(bases.path_of(await bases.register(order)), disk_format=RAW, pattern=0x5A)
+
+
+async def test_an_errors_message_speaks_of_the_source_as_it_was_asked_for(
+    tmp_path: Path, image_dir: Path, bases: Bases
+) -> None:
+    source = make_image(tmp_path / "source", disk_format=RAW)
+    order = order_for(image_dir, source, source_format=QCOW2)
+    for ask in (bases.admit_import(order), bases.write_image(order, silent)):
+        with pytest.raises(ImageRefused, match=f"^{source}: ") as refusal:
+            await ask
+        assert "/proc" not in str(refusal.value)
+
+
+async def test_what_is_private_is_never_a_base(tmp_path: Path, image_dir: Path) -> None:
+    (tmp_path / "run").mkdir()
+    iso = make_image(tmp_path / "run/config.iso", disk_format=RAW)
+    (tmp_path / "link").symlink_to(iso)
+    disks = disks_folder(image_dir)
+    bases = Bases(
+        bases_folder(image_dir), disks=disks, reserve=0, max_chain=4, private=[tmp_path / "run"]
+    )
+    bases.prepare()
+    for source in (iso, tmp_path / "link"):
+        order = order_for(image_dir, source)
+        for ask in (bases.admit_import(order), bases.write_image(order, silent)):
+            with pytest.raises(ImageRefused, match="provisiond's own"):
+                await ask
+    bases.close()
+
+
+async def test_a_raw_base_never_looks_like_another_format(
+    tmp_path: Path, image_dir: Path, bases: Bases
+) -> None:
+    inner = make_image(tmp_path / "inner", disk_format=QCOW2)
+    source = tmp_path / "source"
+    tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", inner, source)
+    order = order_for(image_dir, source, source_format=QCOW2, disk_format=RAW)
+    with pytest.raises(ImageRefused, match="qcow2"):
+        await bases.write_image(order, silent)
 
 
 async def test_a_source_that_somebody_writes_to_is_busy(

@@ -1,5 +1,6 @@
 """A domain out of an operator's template: what real tools print is mended, and libvirt takes it."""
 
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
@@ -303,6 +304,36 @@ def test_a_disk_that_all_guests_would_write_to_is_refused() -> None:
     for mark in ("<readonly/>", "<shareable/>", "<transient/>"):
         disks = built(with_devices(root, second.format(mark))).findall("devices/disk/source")
         assert [source.get("file") for source in disks] == ["/srv/images/0.qcow2", "/b"]
+
+
+@pytest.mark.parametrize("device", ["disk", "lun", "floppy"])
+def test_no_second_disk_of_any_kind_is_written_by_every_guest(device: str) -> None:
+    root = "<disk><source file='/a'/><target dev='vda'/></disk>"
+    second = f"<disk device='{device}'><source file='/b'/><target dev='vdb'/></disk>"
+    with pytest.raises(TemplateUnusable, match="a second disk, vdb,"):
+        built(with_devices(root, second))
+    built(with_devices(root, second.replace(device, "cdrom")))
+
+
+def test_nothing_else_is_written_by_every_guest_either() -> None:
+    with pytest.raises(TemplateUnusable, match="has an NVDIMM"):
+        built(with_devices("<memory model='nvdimm'><source><path>/b</path></source></memory>"))
+    with pytest.raises(TemplateUnusable, match="has <devices> twice"):
+        built(with_devices(outside="<devices><disk><source file='/b'/></disk></devices>"))
+
+
+def test_a_template_is_no_deeper_than_libvirt_is() -> None:
+    with pytest.raises(TemplateUnusable, match="stand in one another"):
+        built(with_devices("<a>" * 20_000 + "</a>" * 20_000))
+
+
+def test_only_a_regular_file_of_a_decent_size_is_a_template(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.xml")
+    (tmp_path / "folder.xml").mkdir()
+    (tmp_path / "long.xml").write_text("x" * (2**20 + 1))
+    for name, why in (("fifo", "no regular file"), ("folder", ""), ("long", "is longer than")):
+        with pytest.raises(TemplateUnusable, match=why):
+            read_template(tmp_path, name)
 
 
 # ---------------------------------------------------------------- memory, vcpus
