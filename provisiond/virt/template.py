@@ -59,11 +59,11 @@ def read_template(template_dir: Path, name: str) -> str:
     path = template_dir / f"{name}.xml"
     try:
         # Whatever is there: opening a FIFO must not wait for its writer.
-        with os.fdopen(
-            os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8"
-        ) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise TemplateUnusable(f"the template {path} is no regular file")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise TemplateUnusable(f"the template {path} is no regular file")
+        with os.fdopen(descriptor, encoding="utf-8") as file:
             text = file.read(_LONGEST + 1)
             if len(text) > _LONGEST:
                 raise TemplateUnusable(f"the template {path} is longer than {_LONGEST}")
