@@ -96,7 +96,7 @@ async def test_a_disk_is_written_in_the_guest_taken_away_and_comes_back_with_its
     await seen(guests.mute, "vda")
     assert await hash_in_guest(guests.mute, "vda") == written
     removed = await run_job(daemon, detach_of(guests.mute.uuid, "vda", remove=True))
-    assert removed["history"][-1]["detail"] == f"{name}.qcow2 removed"
+    assert removed["history"][-1]["detail"] == f"disk {name} removed"
     await in_guest(guests.mute, "[ ! -e /dev/vda ]")
     assert files_of(daemon) == []
 
