@@ -24,7 +24,7 @@ from provisiond.disk.header import read_header
 from provisiond.disk.image_file import opened
 from provisiond.disk.inspection import inspect
 from provisiond.disk.manifest import BaseOrder, Manifest, read_manifest
-from provisiond.disk.overlay import write_copy
+from provisiond.disk.new_image import write_copy
 from provisiond.errors import (
     BaseChanged,
     BaseExists,

@@ -1,4 +1,4 @@
-"""Images of each format, made by the tool that can: VHD has its own, qemu-img makes the rest."""
+"""New images: overlays, blanks and copies, each made by the tool that can: VHD has its own."""
 
 from collections.abc import Callable
 from pathlib import Path
