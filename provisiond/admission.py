@@ -21,10 +21,10 @@ from provisiond.base_jobs import order_of
 from provisiond.data_disk import name_of_new
 from provisiond.disk.disks import refuse_held
 from provisiond.errors import (
+    Busy,
     DiskInUse,
     DiskNotFound,
     DiskStillAttached,
-    DomainBusy,
     DomainExists,
     DomainNotRunning,
     NoFreeTarget,
@@ -93,13 +93,13 @@ class Admission:
         raise ValueError(f"{request.kind}: no such kind of job")
 
     async def refuse_busy(self, subject: Subject) -> None:
-        """Refuse what another job is at work on: DomainBusy, DiskInUse.
+        """Refuse what another job is at work on: Busy, DiskInUse.
 
         To be asked once more when no other job can be accepted in between.
         """
         busy = await self._tools.store.unfinished_on(subject.works_on, subject.domain_uuid)
         if busy is not None and not (subject.ends_domain and busy.state is JobState.UNDOING):
-            raise DomainBusy(f"{subject.name}: job {busy.id} is at work on it ({busy.state})")
+            raise Busy(f"{subject.name}: job {busy.id} is at work on it ({busy.state})")
         if subject.disk_name is not None:
             await refuse_claimed(self._tools.store, subject.disk_name)
 

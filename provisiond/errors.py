@@ -223,10 +223,10 @@ class VhdNeedsTapdisk(ProvisionError):
     default_hint = "Use qcow2; VHD overlays need a Xen host with tapdisk (XCP-ng, XenServer)."
 
 
-class DomainBusy(ProvisionError):
-    """Another job works on this domain, base or disk."""
+class Busy(ProvisionError):
+    """Another job is at work on this domain, base or disk."""
 
-    code = "domain_busy"
+    code = "busy"
     default_hint = "Wait for that job to end, or cancel it."
 
 

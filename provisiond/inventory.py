@@ -119,7 +119,7 @@ class Inventory:
         return await self._tools.bases.look_at(name)
 
     async def remove_base(self, name: str) -> None:
-        """Remove a base that nothing stands on; raises BaseNotFound, BaseInUse, DomainBusy."""
+        """Remove a base that nothing stands on; raises BaseNotFound, BaseInUse, Busy."""
         await self._admission.refuse_busy(Subject(name, f"base {name}"))
         in_use = await self._tools.hypervisor.sources_in_use()
         await self._tools.bases.remove(name, in_use=in_use)

@@ -147,7 +147,7 @@ async def test_a_cancel_while_waiting_undoes_all_and_frees_the_domain(
 
     busy = await guest_daemon.post(request(guest.name, request_id="another"))
     assert busy.status_code == 409
-    assert busy.json()["code"] == "domain_busy"
+    assert busy.json()["code"] == "busy"
     assert first["id"] in busy.json()["message"]
     (domain,) = (await guest_daemon.get("/v1/domains")).json()["domains"]
     assert domain["job_id"] == first["id"]

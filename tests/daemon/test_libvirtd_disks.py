@@ -206,7 +206,7 @@ async def test_a_guest_that_does_not_let_go_keeps_its_disk_and_lets_go_when_aske
         body = detach_of(guest.name, "vda", remove=True, deadline_seconds=SHORT)
         job = await system_daemon.submit(body)
         for body, code in (
-            (detach_of(guest.name, "vda"), "domain_busy"),
+            (detach_of(guest.name, "vda"), "busy"),
             (attach_of(guest.name, size=SIZE), "domain_not_running"),
             (attach_of(other.name, disk="data"), "disk_in_use"),
         ):
