@@ -19,11 +19,12 @@ from provisiond.api.requests import (
 )
 from provisiond.base_jobs import order_of
 from provisiond.data_disk import name_of_new
+from provisiond.disk.disks import refuse_held
 from provisiond.errors import (
+    Busy,
     DiskInUse,
     DiskNotFound,
     DiskStillAttached,
-    DomainBusy,
     DomainExists,
     DomainNotRunning,
     NoFreeTarget,
@@ -31,6 +32,7 @@ from provisiond.errors import (
     NotMadeHere,
 )
 from provisiond.plan import CHANNEL_NAME, iso_folder, plan_uuid
+from provisiond.store import Store
 from provisiond.story import Tools
 from provisiond.virt.disk_xml import refuse_misread
 from provisiond.virt.libvirt import Domain
@@ -90,7 +92,7 @@ class Admission:
         raise ValueError(f"{request.kind}: no such kind of job")
 
     async def refuse_busy(self, subject: Subject) -> None:
-        """Refuse what another job is at work on: DomainBusy, DiskInUse.
+        """Refuse what another job is at work on: Busy, DiskInUse.
 
         To be asked once more when no other job can be accepted in between.
         """
@@ -99,12 +101,9 @@ class Admission:
             busy.cancel_requested or busy.state is JobState.UNDOING
         )
         if busy is not None and not (subject.ends_domain and on_its_way_back):
-            raise DomainBusy(f"{subject.name}: job {busy.id} is at work on it ({busy.state})")
-        if subject.disk_name is None:
-            return
-        busy = await self._tools.store.unfinished_with_disk(subject.disk_name)
-        if busy is not None:
-            raise DiskInUse(f"{subject.disk_name}: job {busy.id} has it ({busy.state})")
+            raise Busy(f"{subject.name}: job {busy.id} is at work on it ({busy.state})")
+        if subject.disk_name is not None:
+            await refuse_claimed(self._tools.store, subject.disk_name)
 
     async def _idle(self, subject: Subject) -> Subject:
         await self.refuse_busy(subject)
@@ -170,8 +169,7 @@ class Admission:
         chain = await tools.disks.read_chain(request.disk)
         refuse_misread(chain, is_xen=tools.hypervisor.is_xen)
         path = chain.top.path
-        if path in (in_use := await tools.hypervisor.sources_in_use()):
-            raise DiskInUse(f"{request.disk}: the domain {in_use[path]} has it")
+        refuse_held(request.disk, path, in_use=await tools.hypervisor.sources_in_use())
         return await self._idle(replace(subject, disk_name=request.disk))
 
     async def _disk_to_detach(self, request: DetachDiskRequest) -> Subject:
@@ -227,6 +225,13 @@ class Admission:
                     f"{live.name}: the config ISO of an unknown job is attached as {disk.target}",
                     hint=f"Take it away: virsh detach-disk {live.name} {disk.target} --live",
                 )
+
+
+async def refuse_claimed(store: Store, disk: str) -> None:
+    """Raises DiskInUse where a job makes, attaches, takes away or removes the disk of this name."""
+    busy = await store.unfinished_with_disk(disk)
+    if busy is not None:
+        raise DiskInUse(f"{disk}: job {busy.id} has it ({busy.state})")
 
 
 def _refuse_stopped(domain: Domain) -> None:

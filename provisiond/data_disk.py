@@ -12,6 +12,7 @@ from pathlib import Path
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import AttachDiskRequest, DetachDiskRequest, DiskFormat
+from provisiond.disk.disks import refuse_held
 from provisiond.errors import (
     DeadlinePassed,
     DiskInUse,
@@ -76,8 +77,7 @@ class AttachingDisk(Story):
         """
         path = (await self._tools.disks.find(name)).image.path
         in_use = await self._patiently(self._tools.hypervisor.sources_in_use)
-        if path in in_use:
-            raise DiskInUse(f"{name}: the domain {in_use[path]} has it")
+        refuse_held(name, path, in_use=in_use)
         return path
 
     async def _attach(self) -> None:
@@ -99,7 +99,7 @@ class AttachingDisk(Story):
         domain = await self._patiently(self._tools.hypervisor.find, self._uuid)
         if domain.domid is None and self._request.persistent:
             return
-        async with self._phase("connecting the guest's disk driver", self._tools.limits.attach):
+        async with self._driver_phase():
             connected = await self._patiently(
                 self._tools.hypervisor.is_connected, self._uuid, self._path
             )
@@ -147,8 +147,9 @@ class DetachingDisk(Story):
         self._persistent = self._request.persistent or self._request.remove
 
     async def _go_forward(self) -> None:
+        limit = self._tools.limits.detach
         try:
-            async with self._phase("detaching the disk", self._tools.limits.detach):
+            async with self._phase("detaching the disk", limit, hint=self._late_hint):
                 await self._patiently(
                     self._tools.hypervisor.detach_data_disk,
                     self._uuid,
@@ -162,6 +163,10 @@ class DetachingDisk(Story):
         await self._prove()
         detail = f"{self._path.name} detached: nothing has it any more"
         await self._save(JobState.DISK_DETACHED, detail, proof=_proof())
+
+    @property
+    def _late_hint(self) -> str | None:
+        return "Look into the guest: is it up, and does it use the disk? Then ask again."
 
     async def _prove(self) -> None:
         await self._tools.hypervisor.prove_detached(

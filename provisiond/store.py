@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
-from provisiond.errors import DomainBusy, RequestConflict, StateUnusable, StateUnwritable
+from provisiond.errors import Busy, RequestConflict, StateUnusable, StateUnwritable
 from provisiond.job import GUEST_HAS_WON, Event, Job
 from provisiond.schema import APPLICATION_ID, FROM_VERSION_1, SCHEMA, SCHEMA_VERSION
 from provisiond.threads import Threads
@@ -85,7 +85,7 @@ class Store:
     async def insert(self, job: Job, detail: str) -> None:
         """Store a new job.
 
-        Raises RequestConflict where its request_id is taken, DomainBusy where another unfinished
+        Raises RequestConflict where its request_id is taken, Busy where another unfinished
         job works on the same.
         """
         await self._write(self._insert, job, detail)
@@ -119,7 +119,7 @@ class Store:
         except sqlite3.IntegrityError as error:
             if "jobs.request_id" in str(error):
                 raise RequestConflict(f"request_id {job.request_id} is taken") from error
-            raise DomainBusy(f"{job.subject}: another job is at work on it") from error
+            raise Busy(f"{job.subject}: another job is at work on it") from error
         return _add_events(connection, job, [Fact(job.state, detail)])
 
     def _save(self, connection: sqlite3.Connection, job: Job, facts: Sequence[Fact]) -> int:

@@ -1,4 +1,4 @@
-"""Jobs become tasks: one a domain, a bounded number at once, resumed at start."""
+"""Jobs become tasks: one a subject, a bounded number at once, resumed at start."""
 
 import asyncio
 import hashlib
@@ -124,9 +124,9 @@ class Supervisor:
         return job, True
 
     async def cancel(self, job_id: str) -> Job:
-        """Cancel a job; it ends as FAILED (cancelled) unless its guest was first.
+        """Cancel a job; it ends as FAILED (cancelled) unless it cannot fail any more when it hears.
 
-        Raises JobNotFound, or JobEnded where it has ended or its guest is configured.
+        Raises JobNotFound, or JobEnded where it has ended, or can only succeed by now.
         """
         job = await self._tools.store.find(job_id)
         if job is None:

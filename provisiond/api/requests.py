@@ -21,8 +21,11 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 _UUID = re.compile(r"[0-9A-Fa-f]{8}-?([0-9A-Fa-f]{4}-?){3}[0-9A-Fa-f]{12}", re.ASCII)
 _TARGET = r"^(vd|sd|xvd)[a-z]$"
 _SECTOR = 512
-_LARGEST_DISK = 2**46  # 64 TiB
+LARGEST_DISK = 2**46  # 64 TiB
 _LARGEST_VHD = 2040 * 2**30
+
+DEFAULT_TEMPLATE = "default"
+"""The template of a guest whose request names none."""
 
 
 class DiskFormat(StrEnum):
@@ -66,7 +69,7 @@ def _no_raw_overlay(disk_format: DiskFormat) -> DiskFormat:
 
 
 Name = Annotated[str, Field(pattern=_NAME)]
-Size = Annotated[int, Field(gt=0, le=_LARGEST_DISK), AfterValidator(_size)]
+Size = Annotated[int, Field(gt=0, le=LARGEST_DISK), AfterValidator(_size)]
 OverlayFormat = Annotated[DiskFormat, AfterValidator(_no_raw_overlay)]
 DomainName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(printable)]
 
@@ -97,7 +100,7 @@ class Create(Message):
     network: Name | None = None
     bridge: Name | None = None
     mac: Mac | None = None
-    template: Name = "default"
+    template: Name = DEFAULT_TEMPLATE
 
     @field_validator("bridge")
     @classmethod

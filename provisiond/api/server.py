@@ -42,12 +42,12 @@ from provisiond.errors import (
     BaseExists,
     BaseInUse,
     BaseNotFound,
+    Busy,
     ChainTooDeep,
     DiskExists,
     DiskInUse,
     DiskNotFound,
     DiskStillAttached,
-    DomainBusy,
     DomainExists,
     DomainNotFound,
     DomainNotRunning,
@@ -96,7 +96,7 @@ _STATUS: dict[type[ProvisionError], HTTPStatus] = {
             DiskExists,
             DiskInUse,
             DiskStillAttached,
-            DomainBusy,
+            Busy,
             DomainExists,
             DomainNotRunning,
             ImageBusy,
@@ -194,7 +194,7 @@ def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
 
     @app.delete("/v1/jobs/{job_id}", status_code=HTTPStatus.ACCEPTED, tags=["jobs"])
     async def cancel(job_id: str) -> JobView:
-        """Cancel a job: everything is undone, unless its guest is configured first."""
+        """Cancel a job: what it made is undone, unless what it was asked for is done first."""
         job = await find_job(store, job_id)
         return view_job(await supervisor.cancel(job.id))
 

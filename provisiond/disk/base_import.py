@@ -20,10 +20,11 @@ from provisiond.disk import folder, qemu_img
 from provisiond.disk.chain import DiskChain, DiskImage
 from provisiond.disk.fingerprint import Fingerprint, hash_file, take_fingerprint
 from provisiond.disk.folder import explained, is_placed, place, settle
-from provisiond.disk.header import opened, read_header
+from provisiond.disk.header import read_header
+from provisiond.disk.image_file import opened
 from provisiond.disk.inspection import inspect
 from provisiond.disk.manifest import BaseOrder, Manifest, read_manifest
-from provisiond.disk.overlay import write_copy
+from provisiond.disk.new_image import write_copy
 from provisiond.errors import (
     BaseChanged,
     BaseExists,

@@ -111,15 +111,8 @@ class Bases:
         """The name of the base whose file has this path; None where it is none of ours."""
         return path.stem if path.parent == self._folder else None
 
-    async def verify(self, name: str) -> DiskChain:
-        """Look at a base and at all that it stands on: size, time, mode, header.
-
-        Raises BaseNotFound, or BaseChanged which says what differs.
-        """
-        return await self._threads.call(self._verify, name)
-
     async def verify_hash(self, name: str, progress: Progress) -> None:
-        """Read a base whole and compare it with its manifest. Raises as `verify` does."""
+        """Read a base whole and compare it with its manifest. Raises as `hold` does."""
         async with self.hold(name) as chain:
             manifest = await self.find(name)
             digest = await hash_file(
@@ -132,12 +125,16 @@ class Bases:
 
     @asynccontextmanager
     async def hold(self, name: str) -> AsyncIterator[DiskChain]:
-        """A base that stays where it is for the block, verified, and open for writing to nobody.
+        """A base that stays where it is for the block, and all that it stands on.
 
-        Raises as `verify` does, BaseInUse while it is being removed, ImageBusy.
+        Of each were verified size, time, mode and header, and that nobody has it open for writing.
+        Raises BaseNotFound, BaseChanged which says what differs, BaseInUse while it is being
+        removed, ImageBusy, ChainTooDeep.
         """
         if name in self._leaving:
-            raise BaseInUse(f"{name}: is being removed")
+            raise BaseInUse(
+                f"{name}: is being removed", hint="Choose another: provisionctl base list."
+            )
         self._held[name] += 1
         try:
             yield await self._threads.call(self._verify_unwritten, name)
@@ -300,7 +297,10 @@ class Bases:
     # ------------------------------------------------------------ remove
     async def _leave(self, name: str, *, in_use: Mapping[Path, str]) -> None:
         if self._held[name] or name in self._leaving:
-            raise BaseInUse(f"{name}: a job works with it")
+            raise BaseInUse(
+                f"{name}: a job works with it",
+                hint="Ask again when it has ended: provisionctl jobs lists those at work.",
+            )
         self._leaving.add(name)
         try:
             await self._threads.call(self._remove, name, in_use)
@@ -310,7 +310,10 @@ class Bases:
     def _remove(self, name: str, in_use: Mapping[Path, str]) -> None:
         path = self.path_of(self._read(name))
         if path in in_use:
-            raise BaseInUse(f"{name}: the domain {in_use[path]} has it")
+            raise BaseInUse(
+                f"{name}: the domain {in_use[path]} has it",
+                hint="Destroy that domain, or take the disk from it.",
+            )
         overlays = read_overlays(self._folder, self._disks)
         if above := overlays[path]:
             names = ", ".join(file.name for file in above[:5])

@@ -26,30 +26,27 @@ _PROGRESS = re.compile(r"\((\d{1,3}(?:\.\d+)?)/100%\)")
 
 
 # ---------------------------------------------------------------- read
-async def read_image(path: Path, *, disk_format: DiskFormat, in_use: bool = False) -> DiskImage:
-    """The image at `path`. `in_use` reads one that a guest writes to as well.
+async def read_image(path: Path, *, disk_format: DiskFormat) -> DiskImage:
+    """The image at `path`.
 
-    Raises ImageNotFound, or ImageRefused where it is no image of that format.
+    Raises ImageNotFound, or ImageRefused where it is no image of that format, or a guest writes to
+    it.
     """
-    answer = await _ask(info_argv(path, disk_format=disk_format, in_use=in_use), path)
-    return parse_info(answer)
+    return parse_info(await _ask(info_argv(path, disk_format=disk_format), path))
 
 
-async def read_chain(path: Path, *, disk_format: DiskFormat, in_use: bool = False) -> DiskChain:
+async def read_chain(path: Path, *, disk_format: DiskFormat) -> DiskChain:
     """The image at `path` and all that it stands on, as QEMU will open them."""
-    argv = info_argv(path, disk_format=disk_format, in_use=in_use, whole_chain=True)
+    argv = info_argv(path, disk_format=disk_format, whole_chain=True)
     return parse_chain(await _ask(argv, path))
 
 
-def info_argv(
-    path: Path, *, disk_format: DiskFormat, in_use: bool = False, whole_chain: bool = False
-) -> list[str]:
+def info_argv(path: Path, *, disk_format: DiskFormat, whole_chain: bool = False) -> list[str]:
     """The command that tells of an image."""
     return [
         *_UNTRUSTED_HEADER,
         *("qemu-img", "info"),
         "--output=json",
-        *(["--force-share"] if in_use else []),
         *(["--backing-chain"] if whole_chain else []),
         *("-f", QEMU_NAMES[disk_format]),
         _absolute(path),

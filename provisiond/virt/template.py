@@ -59,11 +59,11 @@ def read_template(template_dir: Path, name: str) -> str:
     path = template_dir / f"{name}.xml"
     try:
         # Whatever is there: opening a FIFO must not wait for its writer.
-        with os.fdopen(
-            os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8"
-        ) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise TemplateUnusable(f"the template {path} is no regular file")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise TemplateUnusable(f"the template {path} is no regular file")
+        with os.fdopen(descriptor, encoding="utf-8") as file:
             text = file.read(_LONGEST + 1)
             if len(text) > _LONGEST:
                 raise TemplateUnusable(f"the template {path} is longer than {_LONGEST}")
@@ -145,18 +145,18 @@ def _parse(template: str, new: NewDomain, *, is_xen: bool) -> ET.Element:
     return root
 
 
-def _refuse(new: NewDomain, what: str, hint: str) -> TemplateUnusable:
+def _unusable(new: NewDomain, what: str, hint: str) -> TemplateUnusable:
     return TemplateUnusable(f"{new.name}: the template {what}", hint=hint)
 
 
 def _only_devices(domain: ET.Element, new: NewDomain) -> ET.Element:
     devices = domain.findall("devices")
     if len(devices) > 1:
-        raise _refuse(new, "has <devices> twice", "Put all of them into one <devices>.")
+        raise _unusable(new, "has <devices> twice", "Put all of them into one <devices>.")
     if not devices:
         return ET.SubElement(domain, "devices")
     if devices[0].find("memory[@model='nvdimm']") is not None:
-        raise _refuse(
+        raise _unusable(
             new,
             "has an NVDIMM, that every guest made from it would write to",
             "Take <memory model='nvdimm'> out of the template.",
@@ -170,7 +170,7 @@ def _set_memory(domain: ET.Element, new: NewDomain) -> None:
         return
     for path in ("maxMemory", "cpu/numa", "devices/memory"):
         if domain.find(path) is not None:
-            raise _refuse(
+            raise _unusable(
                 new,
                 f"lays out its memory (<{path.rpartition('/')[2]}>), so it cannot be given another",
                 "Leave the memory out of the request, or that element out of the template.",
@@ -183,7 +183,7 @@ def _set_vcpus(domain: ET.Element, new: NewDomain) -> None:
     if new.vcpus is None:
         return
     if domain.find("cpu/numa") is not None:
-        raise _refuse(
+        raise _unusable(
             new,
             "lays out its vcpus (<numa>), so it cannot be given another number",
             "Leave the vcpus out of the request, or that element out of the template.",
@@ -216,7 +216,7 @@ def _set_root_disk(devices: ET.Element, new: NewDomain, *, is_xen: bool) -> None
     for disk in [disk for disk in every if disk.get("device") != "cdrom" and disk not in disks[:1]]:
         if not any(disk.find(tag) is not None for tag in ("readonly", "shareable", "transient")):
             target = disk.find("target")
-            raise _refuse(
+            raise _unusable(
                 new,
                 f"has a second disk, {'' if target is None else target.get('dev')}, that every "
                 "guest made from it would write to",

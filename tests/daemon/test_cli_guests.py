@@ -284,7 +284,7 @@ async def test_where_nobody_knows_an_address_it_is_1_and_told(
         assert "error: domain_not_found: " in said.err
     busy = await command.run("destroy", "mute2")
     assert busy.status == 3
-    assert f"error: domain_busy: mute2: job {job_id} is at work on it" in busy.err
+    assert f"error: busy: mute2: job {job_id} is at work on it" in busy.err
     await making.undo(job_id)
 
 

@@ -6,7 +6,6 @@ The tests share two guests that have booted; each leaves them without a disk.
 import asyncio
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
-from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
@@ -127,7 +126,7 @@ async def test_the_name_of_a_disk_is_safe_whatever_its_domain_is_called(guests: 
     job = await run_job(guests.daemon, attach_of(guests.mute.uuid, size=SIZE))
     (name,) = await holders(guests.daemon)
     assert name == f"mute-31m1-{job['id'][:8]}"
-    reply = await guests.daemon.get(f"/v1/domains/{quote(guests.mute.name)}")
+    reply = await guests.daemon.get(f"/v1/domains/{guests.mute.uuid}")
     assert [disk["name"] for disk in reply.json()["disks"]] == [name]
 
 

@@ -332,8 +332,8 @@ def test_only_a_regular_file_of_a_decent_size_is_a_template(tmp_path: Path) -> N
     (tmp_path / "folder.xml").mkdir()
     (tmp_path / "long.xml").write_text("x" * (2**20 + 1))
     for name, why in (
-        ("fifo", "no regular file"),
-        ("folder", "regular|directory"),
+        ("fifo", "is no regular file"),
+        ("folder", "is no regular file"),
         ("long", "is longer than"),
     ):
         with pytest.raises(TemplateUnusable, match=why):
@@ -544,6 +544,3 @@ def test_a_template_that_cannot_be_read_is_named_with_its_path(tmp_path: Path) -
     (tmp_path / "latin.xml").write_bytes("<domain>\xe9</domain>".encode("latin-1"))
     with pytest.raises(TemplateUnusable, match=r"latin\.xml is no UTF-8 text"):
         read_template(tmp_path, "latin")
-    (tmp_path / "folder.xml").mkdir()
-    with pytest.raises(TemplateUnusable, match=r"folder\.xml cannot be read: Is a directory"):
-        read_template(tmp_path, "folder")
