@@ -5,12 +5,13 @@ new_guest.py         the overlay and the domain that a story makes; destroy.py, 
 data_disk.py         the stories of disks hot-added and taken away
 base_jobs.py, overlay_job.py    the stories of golden bases and of overlays
 job.py, plan.py      what a job is and how its state may go; where its things are
-api/requests.py, guest_config.py    what may be asked; api/replies.py, what is answered
+api/requests.py, guest_config.py    what may be asked; api/message.py, what all messages share
+api/replies.py       what is answered; api/views.py makes it of jobs, domains, bases, disks
 disk/                images: chains, formats, what is refused; golden bases; disks
 iso/                 the config ISO: its files; how it is written, checked and destroyed
 virt/                domains and disks: the XML; libvirt; both ends of a Xen disk; does KVM work?
 guest/               the guest's word: its grammar; how it reaches us; its addresses
-xenstore/            xenstore: its wire, a connection, the client, which domid a VM has
+xenstore/            xenstore: its wire, a connection, the client, which domid a domain has
 ports.py             what more than one adapter can do
 store.py             the facts, kept (schema.py has its tables)
 admission.py         may a request become a job?

@@ -6,6 +6,7 @@ Nothing is changed here. Each refusal says what the operator has to do first.
 import asyncio
 from dataclasses import dataclass, replace
 
+from provisiond.api.replies import JobState
 from provisiond.api.requests import (
     AttachDiskRequest,
     CreateOverlayRequest,
@@ -18,11 +19,12 @@ from provisiond.api.requests import (
 )
 from provisiond.base_jobs import order_of
 from provisiond.data_disk import name_of_new
+from provisiond.disk.disks import refuse_held
 from provisiond.errors import (
+    Busy,
     DiskInUse,
     DiskNotFound,
     DiskStillAttached,
-    DomainBusy,
     DomainExists,
     DomainNotRunning,
     NoFreeTarget,
@@ -30,6 +32,7 @@ from provisiond.errors import (
     NotMadeHere,
 )
 from provisiond.plan import CHANNEL_NAME, iso_folder, plan_uuid
+from provisiond.store import Store
 from provisiond.story import Tools
 from provisiond.virt.disk_xml import refuse_misread
 from provisiond.virt.libvirt import Domain
@@ -41,14 +44,18 @@ from provisiond.virt.xml import DomainXml, free_targets
 class Subject:
     """What a job works on; `works_on` is the key under which it is alone.
 
-    `disk` is the file that a detach takes away, `removes` those that a destroy removes.
+    `disk_name` is the disk that it makes, attaches or takes away, `disk` its file in the last case;
+    `removes` are the names of those that a destroy removes.
     """
 
     name: str
     works_on: str
     domain_uuid: str | None = None
+    disk_name: str | None = None
     disk: str | None = None
     removes: tuple[str, ...] = ()
+    ends_domain: bool = False
+    """The domain's end is what a cancelled job may be waiting for, so it does not wait for that."""
 
     @classmethod
     def of(cls, domain: Domain) -> "Subject":
@@ -84,11 +91,22 @@ class Admission:
                 return await self._idle(Subject(base.name, f"base {base.name}"))
         raise ValueError(f"{request.kind}: no such kind of job")
 
-    async def _idle(self, subject: Subject) -> Subject:
-        """`subject`, unless another job is at work on it."""
+    async def refuse_busy(self, subject: Subject) -> None:
+        """Refuse what another job is at work on: Busy, DiskInUse.
+
+        To be asked once more when no other job can be accepted in between.
+        """
         busy = await self._tools.store.unfinished_on(subject.works_on, subject.domain_uuid)
-        if busy is not None:
-            raise DomainBusy(f"{subject.name}: job {busy.id} is at work on it ({busy.state})")
+        on_its_way_back = busy is not None and (
+            busy.cancel_requested or busy.state is JobState.UNDOING
+        )
+        if busy is not None and not (subject.ends_domain and on_its_way_back):
+            raise Busy(f"{subject.name}: job {busy.id} is at work on it ({busy.state})")
+        if subject.disk_name is not None:
+            await refuse_claimed(self._tools.store, subject.disk_name)
+
+    async def _idle(self, subject: Subject) -> Subject:
+        await self.refuse_busy(subject)
         return subject
 
     # ------------------------------------------------------------ guests
@@ -122,18 +140,19 @@ class Admission:
             by_tapdisk=self._tools.by_tapdisk,
         )
         await asyncio.to_thread(read_template, self._tools.template_dir, create.template)
-        return subject
+        return replace(subject, disk_name=name)
 
     async def _guest_to_destroy(self, request: DestroyRequest) -> Subject:
         domain = await self._tools.hypervisor.details(request.domain)
-        subject = await self._idle(Subject.of(domain))
+        end = replace(Subject.of(domain), works_on=f"end of domain {domain.name}", ends_domain=True)
+        subject = await self._idle(end)
         if domain.made_by is None and not request.force:
             raise NotMadeHere(f"{domain.name}: provisiond has not made this domain")
         removes = [] if domain.made_by is None else [domain.made_by.disk]
         if request.remove_data:
             in_use = await self._tools.hypervisor.sources_in_use()
             removes += [path for path, name in in_use.items() if name == domain.name]
-        ours = dict.fromkeys(str(path) for path in removes if self._tools.disks.is_ours(path))
+        ours = dict.fromkeys(path.stem for path in removes if self._tools.disks.is_ours(path))
         return replace(subject, removes=tuple(ours))
 
     # ------------------------------------------------------------ data disks
@@ -146,15 +165,12 @@ class Admission:
         if request.disk is None:
             name = name_of_new(request, domain.name, job_id=job_id)
             await tools.disks.admit_blank(name=name)
-            return subject
+            return replace(subject, disk_name=name)
         chain = await tools.disks.read_chain(request.disk)
         refuse_misread(chain, is_xen=tools.hypervisor.is_xen)
         path = chain.top.path
-        if path in (in_use := await tools.hypervisor.sources_in_use()):
-            raise DiskInUse(f"{request.disk}: the domain {in_use[path]} has it")
-        if (busy := await tools.store.unfinished_with_disk(request.disk, path)) is not None:
-            raise DiskInUse(f"{request.disk}: job {busy.id} has it ({busy.state})")
-        return subject
+        refuse_held(request.disk, path, in_use=await tools.hypervisor.sources_in_use())
+        return await self._idle(replace(subject, disk_name=request.disk))
 
     async def _disk_to_detach(self, request: DetachDiskRequest) -> Subject:
         domain = await self._tools.hypervisor.details(request.domain)
@@ -177,11 +193,13 @@ class Admission:
                 f"{domain.name}: {disk.target} is what the domain was made with",
                 hint="It goes with its domain: provisionctl destroy.",
             )
-        return replace(subject, disk=str(disk.source))
+        return await self._idle(replace(subject, disk_name=disk.source.stem, disk=str(disk.source)))
 
     # ------------------------------------------------------------ images
     async def _new_overlay(self, request: CreateOverlayRequest) -> Subject:
-        subject = await self._idle(Subject(request.name, f"disk {request.name}"))
+        subject = await self._idle(
+            Subject(request.name, f"disk {request.name}", disk_name=request.name)
+        )
         await self._tools.disks.admit_overlay(
             name=request.name,
             base=request.base,
@@ -207,6 +225,13 @@ class Admission:
                     f"{live.name}: the config ISO of an unknown job is attached as {disk.target}",
                     hint=f"Take it away: virsh detach-disk {live.name} {disk.target} --live",
                 )
+
+
+async def refuse_claimed(store: Store, disk: str) -> None:
+    """Raises DiskInUse where a job makes, attaches, takes away or removes the disk of this name."""
+    busy = await store.unfinished_with_disk(disk)
+    if busy is not None:
+        raise DiskInUse(f"{disk}: job {busy.id} has it ({busy.state})")
 
 
 def _refuse_stopped(domain: Domain) -> None:

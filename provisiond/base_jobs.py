@@ -48,8 +48,9 @@ class ImportingBase(Story):
             return
         await super()._turn_back(failure)
 
-    async def _undo(self) -> None:
+    async def _undo(self) -> str:
         await self._tools.bases.take_back(self._order.plan)
+        return "undone"
 
 
 class VerifyingBase(Story):

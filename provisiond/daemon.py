@@ -76,15 +76,8 @@ async def serve(settings: Settings) -> None:
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a secret is in this process's memory
     stop = _stop_on_signal()
-    traffic = Traffic(
-        CallLimits(
-            requests_per_second=settings.requests_per_second,
-            max_requests=settings.max_requests,
-            max_connections=settings.max_connections,
-            request_seconds=settings.request_seconds,
-        )
-    )
-    with _only_one(settings.state_dir), listening(settings) as listeners:
+    traffic = _traffic(settings)
+    with _only_one(settings), listening(settings) as listeners:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_certificates, listeners)
         uri = _hypervisor_uri(settings)
         prepare_folder(
@@ -93,7 +86,9 @@ async def serve(settings: Settings) -> None:
             allow_disk=settings.allow_iso_on_disk,
         )
         xen = _Xen.opened() if uri.startswith("xen:") else None
-        async with _opened(settings, uri, xen) as (store, hypervisor, tools, metrics):
+        metrics = Metrics()
+        tools = _put_together(settings, uri, xen, metrics)
+        async with _opened(tools):
             supervisor = Supervisor(
                 tools,
                 deadline_seconds=settings.deadline_seconds,
@@ -101,37 +96,61 @@ async def serve(settings: Settings) -> None:
             )
             app = create_app(
                 supervisor=supervisor,
-                store=store,
+                store=tools.store,
                 inventory=Inventory(tools, xen.xenstore if xen else None),
-                hypervisor=hypervisor,
+                hypervisor=tools.hypervisor,
                 xenstore=xen.xenstore if xen else None,
                 metrics=metrics,
                 traffic=traffic,
             )
-            server = Server(app, listeners, traffic)
-            await _destroy_left_isos(store, settings)
-            async with supervisor.running(), asyncio.TaskGroup() as tasks:
-                serving = tasks.create_task(server.serve(), name="http")
-                keeping = [
-                    tasks.create_task(_keep_connected(hypervisor), name="libvirt"),
-                    tasks.create_task(_tell_systemd(supervisor), name="systemd"),
-                ]
-                if xen:
-                    keeping += [
-                        tasks.create_task(xen.xenstore.stay_connected(), name="xenstore"),
-                        tasks.create_task(xen.domains.follow(), name="domains"),
-                    ]
-                systemd.notify("READY=1")
-                for listener in listeners:
-                    log.info("provisiond %s serves on %s", __version__, listener.address)
-                await stop.wait()
-                systemd.notify("STOPPING=1")
-                log.info("stopping; %d unfinished jobs stay resumable", supervisor.unfinished)
-                await store.stop_following()
-                server.should_exit = True
-                await serving
-                for task in keeping:
-                    task.cancel()
+            await _destroy_left_isos(tools.store, settings)
+            async with supervisor.running():
+                server = Server(app, listeners, traffic)
+                await _answer(server, supervisor, tools, xen, until=stop)
+
+
+async def _answer(
+    server: Server,
+    supervisor: Supervisor,
+    tools: Tools,
+    xen: "_Xen | None",
+    *,
+    until: asyncio.Event,
+) -> None:
+    """Answer requests, and keep the connections to the outside, until the event is set."""
+    async with asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(server.serve(), name="http")
+        keeping = [
+            tasks.create_task(_keep_connected(tools.hypervisor), name="libvirt"),
+            tasks.create_task(_tell_systemd(supervisor), name="systemd"),
+        ]
+        if xen:
+            keeping += [
+                tasks.create_task(xen.xenstore.stay_connected(), name="xenstore"),
+                tasks.create_task(xen.domains.follow(), name="domains"),
+            ]
+        systemd.notify("READY=1")
+        for address in server.addresses:
+            log.info("provisiond %s serves on %s", __version__, address)
+        await until.wait()
+        systemd.notify("STOPPING=1")
+        log.info("stopping; %d unfinished jobs stay resumable", supervisor.unfinished)
+        await tools.store.stop_following()
+        server.should_exit = True
+        await serving
+        for task in keeping:
+            task.cancel()
+
+
+def _traffic(settings: Settings) -> Traffic:
+    return Traffic(
+        CallLimits(
+            requests_per_second=settings.requests_per_second,
+            max_requests=settings.max_requests,
+            max_connections=settings.max_connections,
+            request_seconds=settings.request_seconds,
+        )
+    )
 
 
 def set_up_logging(level: str) -> None:
@@ -143,35 +162,18 @@ def set_up_logging(level: str) -> None:
 
 
 # ---------------------------------------------------------------- adapters
-@asynccontextmanager
-async def _opened(
-    settings: Settings, uri: str, xen: "_Xen | None"
-) -> AsyncIterator[tuple[Store, Hypervisor, Tools, Metrics]]:
-    metrics = Metrics()
-    store = Store(settings.state_dir / "provisiond.sqlite")
+def _put_together(settings: Settings, uri: str, xen: "_Xen | None", metrics: Metrics) -> Tools:
+    """What the stories work with; nothing of it is open yet."""
     hypervisor = Hypervisor(uri, threads=_LIBVIRT_THREADS, xenstore=xen.xenstore if xen else None)
-    iso_threads = Threads(size=_ISO_THREADS, name="iso")
-    reserve = settings.reserve_mib * MIB
     # Images name each other by real paths, and libvirt has them so: every path is a real one.
     image_dir = Path(os.path.realpath(settings.image_dir))
-    bases = Bases(
-        bases_folder(image_dir),
-        disks=disks_folder(image_dir),
-        reserve=reserve,
-        max_chain=settings.max_chain,
-    )
-    disks = Disks(
-        bases,
-        disks_folder(image_dir),
-        reserve=reserve,
-        max_chain=settings.max_chain,
-    )
-    tools = Tools(
-        store=store,
+    bases, disks = _folders_of_images(settings, image_dir)
+    return Tools(
+        store=Store(settings.state_dir / "provisiond.sqlite"),
         hypervisor=hypervisor,
         bases=bases,
         disks=disks,
-        iso_threads=iso_threads,
+        iso_threads=Threads(size=_ISO_THREADS, name="iso"),
         runtime_dir=settings.runtime_dir,
         image_dir=image_dir,
         template_dir=settings.template_dir,
@@ -187,20 +189,38 @@ async def _opened(
         open_signal=partial(_open_signal, hypervisor, xen, settings.runtime_dir),
         observe=metrics.observe,
     )
+
+
+def _folders_of_images(settings: Settings, image_dir: Path) -> tuple[Bases, Disks]:
+    reserve = settings.reserve_mib * MIB
+    bases = Bases(
+        bases_folder(image_dir),
+        disks=disks_folder(image_dir),
+        reserve=reserve,
+        max_chain=settings.max_chain,
+        private=[Path(os.path.realpath(settings.runtime_dir))],  # the config ISOs are there
+    )
+    disks = Disks(bases, disks_folder(image_dir), reserve=reserve, max_chain=settings.max_chain)
+    return bases, disks
+
+
+@asynccontextmanager
+async def _opened(tools: Tools) -> AsyncIterator[None]:
+    """Folders made, the state file open, libvirt connected where it is there; closed at the end."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(iso_threads.close)
-        stack.callback(bases.close)
-        stack.callback(disks.close)
-        bases.prepare()
-        disks.prepare()
-        stack.push_async_callback(store.close)
-        await store.open()
-        stack.push_async_callback(hypervisor.close)
+        stack.callback(tools.iso_threads.close)
+        stack.callback(tools.bases.close)
+        stack.callback(tools.disks.close)
+        tools.bases.prepare()
+        tools.disks.prepare()
+        stack.push_async_callback(tools.store.close)
+        await tools.store.open()
+        stack.push_async_callback(tools.hypervisor.close)
         try:
-            await hypervisor.connect()
+            await tools.hypervisor.connect()
         except HypervisorUnavailable as error:
             log.warning("%s; provisiond tries again by itself", error)
-        yield store, hypervisor, tools, metrics
+        yield
 
 
 async def _destroy_left_isos(store: Store, settings: Settings) -> None:
@@ -289,21 +309,26 @@ async def _tell_systemd(supervisor: Supervisor) -> None:
 
 # ---------------------------------------------------------------- one daemon
 @contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory; the kernel lets go of it when this process dies."""
-    try:
-        state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-        descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StateUnwritable(f"cannot write in {state_dir}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyRunning(f"another provisiond uses {state_dir}") from error
+def _only_one(settings: Settings) -> Iterator[None]:
+    """Hold the directories of state, ISOs and images; the kernel lets go when this process dies."""
+    with contextlib.ExitStack() as stack:
+        for folder in (settings.state_dir, settings.runtime_dir, settings.image_dir):
+            stack.callback(os.close, _lock(folder))
         yield
-    finally:
+
+
+def _lock(folder: Path) -> int:
+    try:
+        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateUnwritable(f"cannot write in {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         os.close(descriptor)
+        raise AlreadyRunning(f"another provisiond uses {folder}") from error
+    return descriptor
 
 
 # ---------------------------------------------------------------- signals

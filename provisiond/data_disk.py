@@ -12,6 +12,7 @@ from pathlib import Path
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import AttachDiskRequest, DetachDiskRequest, DiskFormat
+from provisiond.disk.disks import refuse_held
 from provisiond.errors import (
     DeadlinePassed,
     DiskInUse,
@@ -70,17 +71,13 @@ class AttachingDisk(Story):
         await self._save(JobState.DISKS_CREATED, f"{path.name} {detail}", disk=str(path))
 
     async def _claim(self, name: str) -> Path:
-        """The file of a disk that exists; of several jobs that want it the first has it.
+        """The file of a disk that exists, which no other job has since this one was accepted.
 
-        Jobs are looked at before domains: what a job has attached is there when the job is over.
+        An earlier one may have attached it: that domain has it by now.
         """
         path = (await self._tools.disks.find(name)).image.path
-        first = await self._tools.store.unfinished_with_disk(name, path)
-        if first is not None and first.id != self.job.id:
-            raise DiskInUse(f"{name}: job {first.id} has it ({first.state})")
         in_use = await self._patiently(self._tools.hypervisor.sources_in_use)
-        if path in in_use:
-            raise DiskInUse(f"{name}: the domain {in_use[path]} has it")
+        refuse_held(name, path, in_use=in_use)
         return path
 
     async def _attach(self) -> None:
@@ -102,7 +99,7 @@ class AttachingDisk(Story):
         domain = await self._patiently(self._tools.hypervisor.find, self._uuid)
         if domain.domid is None and self._request.persistent:
             return
-        async with self._phase("connecting the guest's disk driver", self._tools.limits.attach):
+        async with self._driver_phase():
             connected = await self._patiently(
                 self._tools.hypervisor.is_connected, self._uuid, self._path
             )
@@ -111,15 +108,27 @@ class AttachingDisk(Story):
                 f"{self.job.subject}: {self.job.target} went before the guest's driver had it"
             )
 
-    async def _undo(self) -> None:
+    async def _undo(self) -> str:
+        """A guest may keep its disk for ever. That is said, and the disk is kept: no job waits for
+        a guest's good will, and `disk detach` can be asked for later."""
         made = self.job.disk is not None
-        if made:
-            async with self._phase("detaching the disk", self._tools.limits.detach):
-                await self._tools.hypervisor.detach_data_disk(
-                    self._uuid, source=self._path, persistent=self._request.persistent
-                )
+        if made and not await self._is_detached():
+            return f"not undone, {self._path.name} stays attached"
         if self._new is not None:
             await self._tools.disks.take_back(self._new, made=made)
+        return "undone"
+
+    async def _is_detached(self) -> bool:
+        """Whether nothing has the disk any more, within the time for a detach."""
+        hypervisor, persistent = self._tools.hypervisor, self._request.persistent
+        try:
+            async with self._phase("detaching the disk", self._tools.limits.detach):
+                await hypervisor.detach_data_disk(
+                    self._uuid, source=self._path, persistent=persistent
+                )
+        except (DeadlinePassed, DiskStillAttached):
+            pass  # what is so is looked at
+        return not await hypervisor.holders_of(self._uuid, source=self._path, persistent=persistent)
 
     @property
     def _path(self) -> Path:
@@ -138,8 +147,9 @@ class DetachingDisk(Story):
         self._persistent = self._request.persistent or self._request.remove
 
     async def _go_forward(self) -> None:
+        limit = self._tools.limits.detach
         try:
-            async with self._phase("detaching the disk", self._tools.limits.detach):
+            async with self._phase("detaching the disk", limit, hint=self._late_hint):
                 await self._patiently(
                     self._tools.hypervisor.detach_data_disk,
                     self._uuid,
@@ -153,6 +163,10 @@ class DetachingDisk(Story):
         await self._prove()
         detail = f"{self._path.name} detached: nothing has it any more"
         await self._save(JobState.DISK_DETACHED, detail, proof=_proof())
+
+    @property
+    def _late_hint(self) -> str | None:
+        return "Look into the guest: is it up, and does it use the disk? Then ask again."
 
     async def _prove(self) -> None:
         await self._tools.hypervisor.prove_detached(
@@ -181,22 +195,22 @@ class DetachingDisk(Story):
         await self._until_done("the disk cannot be removed yet", self._remove)
 
     async def _remove(self) -> None:
-        said = await remove_disk(self._path, self._tools)
+        said = await remove_disk(self._path.stem, self._tools)
         await self._insist(JobState.SUCCEEDED, said)
 
 
-async def remove_disk(path: Path, tools: Tools) -> str:
+async def remove_disk(name: str, tools: Tools) -> str:
     """Remove a disk for good, unless another domain has it by now; returns what became of it.
 
     Raises ImageBusy while a program writes to it, such as a back end that is just ending.
     """
     try:
-        await tools.disks.remove(path.stem, in_use=await tools.hypervisor.sources_in_use())
+        await tools.disks.remove(name, in_use=await tools.hypervisor.sources_in_use())
     except DiskNotFound:
-        return f"{path.name} is gone"
+        return f"disk {name} is gone"
     except DiskInUse as error:
-        return f"{path.name} stays: {error}"
-    return f"{path.name} removed"
+        return f"disk {name} stays: {error}"
+    return f"disk {name} removed"
 
 
 # ---------------------------------------------------------------- what a request leaves out

@@ -4,8 +4,6 @@ ACCEPTED → DOMAIN_REMOVED → SUCCEEDED
 libvirt refuses, cancel or deadline: FAILED, unless the domain is gone all the same
 """
 
-from pathlib import Path
-
 from provisiond.api.replies import JobState
 from provisiond.data_disk import remove_disk
 from provisiond.job import Failure, Job
@@ -39,11 +37,11 @@ class Destroying(Story):
     async def _finish(self) -> None:
         # Whoever cancels wants nothing removed that is there.
         removes = () if self._cancelled else self.job.removes
-        said = [await self._remove(Path(path)) for path in removes]
+        said = [await self._remove(name) for name in removes]
         detail = "; ".join(said) or "its disks stay"
         await self._insist(JobState.SUCCEEDED, detail)
 
-    async def _remove(self, path: Path) -> str:
+    async def _remove(self, name: str) -> str:
         return await self._until_done(
-            f"{path.name} cannot be removed yet", lambda: remove_disk(path, self._tools)
+            f"disk {name} cannot be removed yet", lambda: remove_disk(name, self._tools)
         )

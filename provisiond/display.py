@@ -191,7 +191,7 @@ def _show_event_of_job(console: Console, job: JobView, event: EventView) -> None
 
 
 def show_event(console: Console, event: EventView) -> None:
-    """One line a fact: time, domain, state, what happened."""
+    """One line a fact: time, subject, state, what happened."""
     at = time_of_day(event.at) if console.is_terminal else exact_time(event.at)
     line = Text(f"{at} {printable(event.subject)} ")
     line.append(event.state, style=state_style(event.state))

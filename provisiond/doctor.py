@@ -20,11 +20,20 @@ from pathlib import Path
 
 from provisiond.api.client import ProvisiondClient
 from provisiond.api.replies import HealthView
-from provisiond.errors import DaemonUnreachable, ProvisionError, SettingsError, ToolFailed
+from provisiond.api.requests import DEFAULT_TEMPLATE
+from provisiond.errors import (
+    DaemonUnreachable,
+    ProvisionError,
+    SettingsError,
+    TemplateUnusable,
+    ToolFailed,
+)
 from provisiond.iso.image import IN_MEMORY, file_system
 from provisiond.process import run
 from provisiond.settings import DEFAULT_CONFIG, Settings, read_settings
 from provisiond.virt.kvm import Kvm, probe_kvm
+from provisiond.virt.template import read_template
+from provisiond.virt.xml import parse_domain
 from provisiond.xenstore.client import find_xenstore
 
 MIB = 1024 * 1024
@@ -191,6 +200,9 @@ def _folders(settings: Settings) -> Iterator[Check]:
     yield check_writable("runtime_dir", settings.runtime_dir)
     yield check_space("runtime_dir", settings.runtime_dir)
     yield check_tmpfs(settings.runtime_dir, allow_disk=settings.allow_iso_on_disk)
+    yield check_writable("image_dir", settings.image_dir)
+    yield check_reserve(settings.image_dir, reserve=settings.reserve_mib * MIB)
+    yield check_templates(settings.template_dir)
 
 
 def check_writable(name: str, folder: Path) -> Check:
@@ -218,6 +230,30 @@ def check_space(name: str, folder: Path) -> Check:
         return Check(name, Level.OK, found)
     level = Level.WARN if free >= SPACE_NEEDED else Level.FAIL
     return Check(name, level, found, f"Make room: {SPACE_COMFORTABLE // MIB} MiB or more.")
+
+
+def check_reserve(folder: Path, *, reserve: int) -> Check:
+    """May anything be written into the folder of images? `reserve` bytes of it are left free."""
+    free = shutil.disk_usage(nearest(folder)).free
+    found = f"{free // MIB} MiB free, of which {reserve // MIB} MiB stay so (reserve_mib)"
+    if free - reserve >= SPACE_COMFORTABLE:
+        return Check("image_dir space", Level.OK, found)
+    todo = "No base is imported and no disk made: make room, or lower reserve_mib."
+    return Check("image_dir space", Level.WARN, found, todo)
+
+
+def check_templates(folder: Path) -> Check:
+    """Is there a template that guests are made of where a request names none?"""
+    try:
+        made_of = parse_domain(read_template(folder, DEFAULT_TEMPLATE))
+    except TemplateUnusable as error:
+        todo = f"To create guests: virt-install --print-xml … > {folder}/{DEFAULT_TEMPLATE}.xml"
+        return Check("templates", Level.WARN, error.message, todo)
+    except ValueError as error:
+        found = f"{folder}/{DEFAULT_TEMPLATE}.xml is no domain: {error}"
+        return Check("templates", Level.WARN, found, TemplateUnusable.default_hint)
+    found = f"{folder}/{DEFAULT_TEMPLATE}.xml makes guests of type {made_of.kind}"
+    return Check("templates", Level.OK, found)
 
 
 def check_tmpfs(folder: Path, *, allow_disk: bool) -> Check:
@@ -314,21 +350,21 @@ def host_kernel() -> Path | None:
 
 
 async def check_qemu_img() -> Check:
-    """Can overlays in qcow2 be made?"""
+    """Can bases be imported and disks be made? Guests that exist can be configured without."""
     try:
         said = (await run(["qemu-img", "--version"])).stdout
     except ToolFailed as error:
-        todo = "Install qemu-utils (Debian) or qemu-img, where disks in qcow2 are wanted."
+        todo = "Install qemu-utils (Debian) or qemu-img: every base and most disks are made by it."
         return Check("qemu-img", Level.WARN, error.message, todo)
     return Check("qemu-img", Level.OK, said.decode(errors="replace").partition("\n")[0])
 
 
 async def check_vhd_util() -> Check:
-    """Can overlays in VHD be made? Optional: only hosts with VHD bases have it."""
+    """Who makes overlays in VHD? Optional: provisiond can do it (disk/vhd.py)."""
     try:
         await run(["vhd-util"], check=False)
     except ToolFailed:
-        return Check("vhd-util", Level.OK, "absent; only bases in VHD need it")
+        return Check("vhd-util", Level.OK, "absent; provisiond writes VHD overlays itself")
     return Check("vhd-util", Level.OK, "installed")
 
 

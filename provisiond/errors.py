@@ -140,7 +140,7 @@ class BaseExists(ProvisionError):
 
 
 class BaseInUse(ProvisionError):
-    """The base cannot be removed or changed: something stands on it, or a job works on it."""
+    """The base cannot be removed or used: something has it, or it is being removed."""
 
     code = "base_in_use"
     default_hint = "Remove what stands on it first."
@@ -210,7 +210,7 @@ class ChainTooDeep(ProvisionError):
 
 
 class NoSpace(ProvisionError):
-    """The file system has not enough room; nothing was written."""
+    """The file system has not enough room; what was written of the file is removed."""
 
     code = "no_space"
     default_hint = "Make room in image_dir; reserve_mib is always left free."
@@ -223,10 +223,10 @@ class VhdNeedsTapdisk(ProvisionError):
     default_hint = "Use qcow2; VHD overlays need a Xen host with tapdisk (XCP-ng, XenServer)."
 
 
-class DomainBusy(ProvisionError):
-    """Another job works on this domain, base or disk."""
+class Busy(ProvisionError):
+    """Another job is at work on this domain, base or disk."""
 
-    code = "domain_busy"
+    code = "busy"
     default_hint = "Wait for that job to end, or cancel it."
 
 
@@ -366,17 +366,19 @@ class ToolFailed(ProvisionError):
 
 
 class Cancelled(ProvisionError):
-    """Somebody cancelled the job before the guest was configured."""
+    """Somebody cancelled the job while it could still fail."""
 
     code = "cancelled"
     default_hint = "Ask again with a new request_id if it was a mistake."
 
 
 class DeadlinePassed(ProvisionError):
-    """A phase, or the whole job up to the guest's verdict, took longer than it may."""
+    """A phase, or all of a job that may fail, took longer than it may."""
 
     code = "deadline_exceeded"
-    default_hint = "Look at the guest's console: does its script run, and see the disk?"
+    default_hint = (
+        "See how far it came (provisionctl show); if it was at work, ask again with more time."
+    )
 
 
 class Interrupted(ProvisionError):

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from provisiond.admission import Admission, Subject, refuse_claimed
 from provisiond.disk.bases import BaseState
 from provisiond.disk.disks import Disk
-from provisiond.errors import DiskInUse, DomainBusy, XenstoreUnavailable
+from provisiond.errors import XenstoreUnavailable
 from provisiond.guest.addresses import (
     GuestAddress,
     gather_addresses,
@@ -52,6 +53,7 @@ class Inventory:
         """`xenstore` is where Xen's guests tell their addresses; None on another hypervisor."""
         self._tools = tools
         self._xenstore = xenstore
+        self._admission = Admission(tools)
         self._at_once = asyncio.Semaphore(_DOMAINS_AT_ONCE)
 
     # ------------------------------------------------------------ domains
@@ -117,8 +119,8 @@ class Inventory:
         return await self._tools.bases.look_at(name)
 
     async def remove_base(self, name: str) -> None:
-        """Remove a base that nothing stands on; raises BaseNotFound, BaseInUse, DomainBusy."""
-        await self._refuse_busy(f"base {name}", name)
+        """Remove a base that nothing stands on; raises BaseNotFound, BaseInUse, Busy."""
+        await self._admission.refuse_busy(Subject(name, f"base {name}"))
         in_use = await self._tools.hypervisor.sources_in_use()
         await self._tools.bases.remove(name, in_use=in_use)
 
@@ -130,15 +132,7 @@ class Inventory:
         return [DiskState(disk, in_use.get(disk.image.path)) for disk in found]
 
     async def remove_disk(self, name: str) -> None:
-        """Remove a disk that no domain has; raises DiskNotFound, DiskInUse, DomainBusy."""
-        await self._refuse_busy(f"disk {name}", name)
-        path = (await self._tools.disks.find(name)).image.path
-        if (busy := await self._tools.store.unfinished_with_disk(name, path)) is not None:
-            raise DiskInUse(f"{name}: job {busy.id} has it ({busy.state})")
+        """Remove a disk that no domain has; raises DiskNotFound, DiskInUse, ImageBusy."""
+        await refuse_claimed(self._tools.store, name)
         in_use = await self._tools.hypervisor.sources_in_use()
         await self._tools.disks.remove(name, in_use=in_use)
-
-    async def _refuse_busy(self, works_on: str, name: str) -> None:
-        busy = await self._tools.store.unfinished_on(works_on, None)
-        if busy is not None:
-            raise DomainBusy(f"{name}: job {busy.id} is at work on it ({busy.state})")

@@ -105,7 +105,8 @@ class Job:
 
     `subject` is the name of what it works on, `works_on` the key under which no other unfinished
     job may work on it ("domain web1", "base debian12"). `disk` is the file of the disk that it has
-    made, has attached or takes away, `removes` those that go with a domain which is destroyed.
+    made, has attached or takes away, `disk_name` that disk's name from the start: no two unfinished
+    jobs have one. `removes` are the names of the disks that go with a domain which is destroyed.
     """
 
     id: str
@@ -124,6 +125,7 @@ class Job:
     cancel_requested: bool = False
     target: str | None = None
     disk: str | None = None
+    disk_name: str | None = None
     removes: tuple[str, ...] = ()
     attached_at: float | None = None
     detached_at: float | None = None

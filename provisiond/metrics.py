@@ -6,7 +6,7 @@ from provisiond.job import Job
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 14400)
 
 
 class Metrics:
@@ -16,14 +16,14 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._ended = Counter(
             "provisiond_jobs_ended",
-            "Jobs that have ended, by outcome: succeeded, or the failure's code.",
-            ["outcome"],
+            "Jobs that have ended, by kind and outcome: succeeded, or the failure's code.",
+            ["kind", "outcome"],
             registry=self._registry,
         )
         self._phase = Histogram(
             "provisiond_phase_seconds",
             "Time from the fact before to this one.",
-            ["state"],
+            ["kind", "state"],
             buckets=_SECONDS,
             registry=self._registry,
         )
@@ -45,10 +45,10 @@ class Metrics:
     def observe(self, before: Job, after: Job) -> None:
         """Take in one stored fact."""
         passed = max(0.0, after.updated_at - before.updated_at)
-        self._phase.labels(after.state.value).observe(passed)
+        self._phase.labels(after.kind.value, after.state.value).observe(passed)
         if after.state.ended:
             outcome = "succeeded" if after.failure is None else after.failure.code
-            self._ended.labels(outcome).inc()
+            self._ended.labels(after.kind.value, outcome).inc()
             if after.attached_at is not None and after.detached_at is not None:
                 self._attached.observe(max(0.0, after.detached_at - after.attached_at))
 

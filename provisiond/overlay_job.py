@@ -43,5 +43,6 @@ class CreatingOverlay(Story):
         await self._tools.disks.settle(self._plan)
         await self._save(JobState.SUCCEEDED, f"{self._plan.path} is ready")
 
-    async def _undo(self) -> None:
+    async def _undo(self) -> str:
         await self._tools.disks.take_back(self._plan, made=self.job.disk is not None)
+        return "undone"

@@ -29,7 +29,7 @@ from provisiond.iso.tree import Identity, build_tree
 from provisiond.job import Failure, Job, Proof
 from provisiond.new_guest import NewGuest
 from provisiond.plan import plan_job
-from provisiond.story import Story, Tools, pauses
+from provisiond.story import LOOK_INTO_THE_GUEST, Story, Tools, pauses
 
 # What libvirt says of a Xen domain for some seconds while it starts it anew.
 _OF_A_REBOOT = (DomainNotRunning, HypervisorFailed)
@@ -160,7 +160,7 @@ class Provisioning(Story):
         raise AssertionError("pauses() never ends")
 
     async def _is_connected(self, *, rebooting: bool) -> bool:
-        async with self._phase("connecting the guest's disk driver", self._tools.limits.attach):
+        async with self._driver_phase():
             return await self._patiently(
                 self._tools.hypervisor.is_connected,
                 self._uuid,
@@ -175,6 +175,11 @@ class Provisioning(Story):
                 return await self._signal.ready()
         except TimeoutError:
             return f"no sign of readiness within {self._tools.limits.ready:g} s"
+
+    @property
+    def _late_hint(self) -> str | None:
+        waits_for_guest = self.job.state in (JobState.ISO_WRITTEN, JobState.ISO_ATTACHED)
+        return LOOK_INTO_THE_GUEST if waits_for_guest else None
 
     async def _await_verdict(self) -> None:
         verdict = await self._hear_verdict()

@@ -133,17 +133,22 @@ class Settings(BaseSettings):
     request_seconds: Seconds = 10
     """How long a request may take to come in."""
     max_jobs: Annotated[int, Field(ge=1, le=10000)] = 100
-    """Jobs at work at once."""
+    """Jobs at work at once; those of bases and overlays have bounds of their own."""
     max_jobs_waiting: Annotated[int, Field(ge=0, le=100000)] = 1000
     """Jobs accepted and waiting for their turn; a further one is refused (too_many_jobs)."""
     deadline_seconds: Seconds = 600
-    """From acceptance to the guest's verdict, where the request does not say."""
+    """How long a job may take, a guest's until its verdict, where the request does not say.
+
+    Imports and verifications of bases have a day instead.
+    """
     ready_seconds: Seconds = 60
     """How long a guest may take to show that it is ready; the ISO is then attached all the same."""
     attach_seconds: Seconds = 60
-    """For the attach of the ISO, retries included; then as long for the guest's driver on Xen."""
+    """For the attach of the ISO or a data disk, retries included; on Xen as long again for the
+    guest's driver."""
     detach_seconds: Seconds = 60
-    """For one try of the detach; it is tried again until the disk is gone."""
+    """For one try of the ISO's detach, which is tried until it is gone, or of an undo's; a job that
+    detaches a data disk has failed then."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, to the journal under systemd and to stderr elsewhere."""
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
-from provisiond.errors import DomainBusy, RequestConflict, StateUnusable, StateUnwritable
+from provisiond.errors import Busy, RequestConflict, StateUnusable, StateUnwritable
 from provisiond.job import GUEST_HAS_WON, Event, Job
 from provisiond.schema import APPLICATION_ID, FROM_VERSION_1, SCHEMA, SCHEMA_VERSION
 from provisiond.threads import Threads
@@ -85,7 +85,7 @@ class Store:
     async def insert(self, job: Job, detail: str) -> None:
         """Store a new job.
 
-        Raises RequestConflict where its request_id is taken, DomainBusy where another unfinished
+        Raises RequestConflict where its request_id is taken, Busy where another unfinished
         job works on the same.
         """
         await self._write(self._insert, job, detail)
@@ -109,7 +109,8 @@ class Store:
                     job.id,
                     job.request_id,
                     job.works_on,
-                    job.domain_uuid,
+                    # A domain may be ended while the undo of another job waits for its guest.
+                    None if job.kind is JobKind.DESTROY else job.domain_uuid,
                     job.generation,
                     job.created_at,
                     int(job.state.ended),
@@ -119,7 +120,7 @@ class Store:
         except sqlite3.IntegrityError as error:
             if "jobs.request_id" in str(error):
                 raise RequestConflict(f"request_id {job.request_id} is taken") from error
-            raise DomainBusy(f"{job.subject}: another job is at work on it") from error
+            raise Busy(f"{job.subject}: another job is at work on it") from error
         return _add_events(connection, job, [Fact(job.state, detail)])
 
     def _save(self, connection: sqlite3.Connection, job: Job, facts: Sequence[Fact]) -> int:
@@ -153,16 +154,16 @@ class Store:
 
     async def unfinished_on(self, works_on: str, domain_uuid: str | None) -> Job | None:
         """A job at work on the same: under the same key, or on the same domain."""
-        query = "WHERE (works_on = ? OR domain_uuid = ?) AND NOT ended"
+        query = "WHERE (works_on = ? OR job ->> '$.domain_uuid' = ?) AND NOT ended"
         return _first(await self._jobs(query, works_on, domain_uuid))
 
-    async def unfinished_with_disk(self, name: str, path: Path) -> Job | None:
-        """The first of the jobs at work that has to do with this disk, named or made by it."""
+    async def unfinished_with_disk(self, name: str) -> Job | None:
+        """The job that makes, attaches, takes away or removes the disk of this name."""
         query = (
-            "WHERE NOT ended AND (job ->> '$.disk' = ?1 OR job ->> '$.request.disk' = ?2"
-            " OR ?1 IN (SELECT value FROM json_each(job, '$.removes'))) ORDER BY rowid LIMIT 1"
+            "WHERE NOT ended AND (job ->> '$.disk_name' = ?1"
+            " OR ?1 IN (SELECT value FROM json_each(job, '$.removes'))) LIMIT 1"
         )
-        return _first(await self._jobs(query, str(path), name))
+        return _first(await self._jobs(query, name))
 
     async def last_configured(self, domain_uuid: str) -> Job | None:
         """The last job whose configuration the guest of this domain has taken."""

@@ -10,6 +10,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +35,8 @@ from provisiond.virt.libvirt import Hypervisor
 log = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
+
+LOOK_INTO_THE_GUEST = "Look at the guest's console: is it up, and does it see the disk?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +112,12 @@ class Story(ABC):
     async def _go_forward(self) -> None:
         """Every step from the stored state to where nothing may fail any more."""
 
-    async def _undo(self) -> None:  # noqa: B027 - not every kind makes something
-        """Take back what was made, never more; asked for again until it does not raise."""
+    async def _undo(self) -> str:
+        """Take back what was made, never more; asked for again until it does not raise.
+
+        Returns what to say of it.
+        """
+        return "undone"
 
     async def _finish(self) -> None:  # noqa: B027 - only where something cannot fail any more
         """What has to follow once nothing may fail any more, up to SUCCEEDED."""
@@ -147,20 +154,26 @@ class Story(ABC):
         """Everything back to how it was, and FAILED."""
         if JobState.UNDOING in TRANSITIONS[self.job.kind][self.job.state]:
             await self._insist(JobState.UNDOING, f"undoing: {failure.message}", failure=failure)
-        await self._until_done("cannot be undone yet", self._undo)
-        done = "undone: " if self.job.state is JobState.UNDOING else ""
-        await self._insist(JobState.FAILED, f"{done}{failure.message}", failure=failure)
+        done = await self._until_done("cannot be undone yet", self._undo)
+        said = f"{done}: " if self.job.state is JobState.UNDOING else ""
+        await self._insist(JobState.FAILED, f"{said}{failure.message}", failure=failure)
 
     def _why_stopped(self) -> ProvisionError:
         if self._cancelled:
             return Cancelled(f"{self.job.subject}: cancelled in {self.job.state}")
         allowed = self.job.deadline_at - self.job.created_at
-        return self._too_late(f"still {self.job.state} after {allowed:.0f} s")
+        what = f"still {self.job.state} after {allowed:.0f} s"
+        return self._too_late(what, hint=self._late_hint)
 
-    def _too_late(self, what: str) -> DeadlinePassed:
+    @property
+    def _late_hint(self) -> str | None:
+        """What to do where the job's time ends in this state; None: what an operator always may."""
+        return None
+
+    def _too_late(self, what: str, *, hint: str | None) -> DeadlinePassed:
         """The deadline's error; it speaks of libvirt or xenstore where the job waited for one."""
         if self._unavailable is None:
-            return DeadlinePassed(f"{self.job.subject}: {what}")
+            return DeadlinePassed(f"{self.job.subject}: {what}", hint=hint)
         return DeadlinePassed(
             f"{self.job.subject}: {what}: {self._unavailable}", hint=self._unavailable.hint
         )
@@ -245,12 +258,20 @@ class Story(ABC):
         raise AssertionError("pauses() never ends")
 
     @contextlib.asynccontextmanager
-    async def _phase(self, doing: str, seconds: float) -> AsyncIterator[None]:
+    async def _phase(
+        self, doing: str, seconds: float, *, hint: str | None = None
+    ) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            raise self._too_late(f"{doing} took over {seconds:g} s") from None
+            what = f"{doing} took over {seconds:g} s"
+            raise self._too_late(what, hint=hint) from None
+
+    def _driver_phase(self) -> AbstractAsyncContextManager[None]:
+        """The phase in which the guest's driver connects to a disk that is attached."""
+        doing = "connecting the guest's disk driver"
+        return self._phase(doing, self._tools.limits.attach, hint=LOOK_INTO_THE_GUEST)
 
 
 def pauses() -> Iterator[float]:

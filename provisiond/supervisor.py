@@ -1,4 +1,4 @@
-"""Jobs become tasks: one a domain, a bounded number at once, resumed at start."""
+"""Jobs become tasks: one a subject, a bounded number at once, resumed at start."""
 
 import asyncio
 import hashlib
@@ -113,6 +113,7 @@ class Supervisor:
         async with self._submitting:
             if (known := await self._known(request)) is not None:
                 return known, False
+            await self._admission.refuse_busy(subject)
             if self.full:
                 raise TooManyJobs(f"{len(self._stories)} jobs are unfinished, which is the limit")
             job = await self._new_job(request, subject, job_id, by=by)
@@ -124,9 +125,11 @@ class Supervisor:
         return job, True
 
     async def cancel(self, job_id: str, *, by: str) -> Job:
-        """Cancel a job for `by`; it ends as FAILED (cancelled) unless its guest was first.
+        """Cancel a job for `by`.
 
-        Raises JobNotFound, or JobEnded where it has ended or its guest is configured.
+        It ends as FAILED (cancelled) unless it cannot fail any more when it hears.
+
+        Raises JobNotFound, or JobEnded where it has ended, or can only succeed by now.
         """
         job = await self._tools.store.find(job_id)
         if job is None:
@@ -179,6 +182,7 @@ class Supervisor:
             updated_at=now,
             deadline_at=now + (request.deadline_seconds or default),
             disk=subject.disk,
+            disk_name=subject.disk_name,
             removes=subject.removes,
         )
 

@@ -138,7 +138,7 @@ class ProvisiondClient:
         return self._ask(JobView, "GET", _path("jobs", job_id))
 
     def cancel(self, job_id: str) -> JobView:
-        """Ask for the job's undoing; it ends as FAILED (cancelled) unless its guest is first.
+        """Ask for the job's undoing; it ends as FAILED (cancelled) unless it is done first.
 
         Returns before the undoing is over: `job_events` tells.
         """

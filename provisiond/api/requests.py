@@ -18,10 +18,14 @@ _REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 # A name becomes a file's name, and a domain's: no separator, no ':' (qemu-img takes that for a
 # protocol), nothing hidden.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+_UUID = re.compile(r"[0-9A-Fa-f]{8}-?([0-9A-Fa-f]{4}-?){3}[0-9A-Fa-f]{12}", re.ASCII)
 _TARGET = r"^(vd|sd|xvd)[a-z]$"
 _SECTOR = 512
-_LARGEST_DISK = 2**46  # 64 TiB
+LARGEST_DISK = 2**46  # 64 TiB
 _LARGEST_VHD = 2040 * 2**30
+
+DEFAULT_TEMPLATE = "default"
+"""The template of a guest whose request names none."""
 
 
 class DiskFormat(StrEnum):
@@ -65,7 +69,7 @@ def _no_raw_overlay(disk_format: DiskFormat) -> DiskFormat:
 
 
 Name = Annotated[str, Field(pattern=_NAME)]
-Size = Annotated[int, Field(gt=0, le=_LARGEST_DISK), AfterValidator(_size)]
+Size = Annotated[int, Field(gt=0, le=LARGEST_DISK), AfterValidator(_size)]
 OverlayFormat = Annotated[DiskFormat, AfterValidator(_no_raw_overlay)]
 DomainName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(printable)]
 
@@ -96,7 +100,7 @@ class Create(Message):
     network: Name | None = None
     bridge: Name | None = None
     mac: Mac | None = None
-    template: Name = "default"
+    template: Name = DEFAULT_TEMPLATE
 
     @field_validator("bridge")
     @classmethod
@@ -128,6 +132,8 @@ class ProvisionRequest(_Request):
                 "is no name for a new domain: up to 63 letters, digits, '.', '_', '-', "
                 "a letter or digit first"
             )
+        if info.data.get("create") is not None and _UUID.fullmatch(domain):
+            raise ValueError("has the form of a UUID, and a domain is known by that as well")
         return domain
 
 

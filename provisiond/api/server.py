@@ -33,7 +33,7 @@ from provisiond.api.replies import (
     JobList,
     JobView,
 )
-from provisiond.api.requests import DomainName, Name
+from provisiond.api.requests import Name
 from provisiond.api.requests import Request as JobRequest
 from provisiond.api.views import view_base, view_disk, view_domain, view_event, view_job
 from provisiond.errors import JobNotFound
@@ -127,7 +127,7 @@ def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
 
     @app.delete("/v1/jobs/{job_id}", status_code=HTTPStatus.ACCEPTED, tags=["jobs"])
     async def cancel(job_id: str, caller: Annotated[Caller, Depends(_caller)]) -> JobView:
-        """Cancel a job: everything is undone, unless its guest is configured first."""
+        """Cancel a job: what it made is undone, unless what it was asked for is done first."""
         job = await find_job(store, job_id)
         return view_job(await supervisor.cancel(job.id, by=caller.name))
 
@@ -218,7 +218,7 @@ def _add_domains(app: FastAPI, supervisor: Supervisor, inventory: Inventory) -> 
         return DomainList(domains=[view(state) for state in await inventory.domains()])
 
     @app.get("/v1/domains/{name}", tags=["host"])
-    async def domain(name: DomainName) -> DomainView:
+    async def domain(name: str) -> DomainView:
         """One domain, by its name or UUID."""
         return view(await inventory.domain(name))
 

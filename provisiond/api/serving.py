@@ -165,6 +165,11 @@ class Server(uvicorn.Server):
         self._listeners = listeners
         self._traffic = traffic
 
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where it serves: paths, and addresses with their ports."""
+        return [listener.address for listener in self._listeners]
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """The daemon has one way to stop."""

@@ -1,4 +1,4 @@
-"""Jobs and facts in the shape in which they are answered."""
+"""Jobs, facts, domains, bases and disks in the shape in which they are answered."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

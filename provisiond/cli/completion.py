@@ -18,21 +18,25 @@ _COMPLETION_SECONDS = 1.0
 
 
 def complete_domain(ctx: typer.Context, incomplete: str) -> list[str]:
-    found = _ask_quickly(ctx, lambda client: client.domains())
-    return [one.name for one in found if one.name.startswith(incomplete) and _is_plain(one.name)]
+    """The domains, running or not, by name."""
+    found = _ask_quickly(ctx, lambda client: [one.name for one in client.domains()])
+    return _fitting(found, incomplete)
 
 
 def complete_base(ctx: typer.Context, incomplete: str) -> list[str]:
-    found = _ask_quickly(ctx, lambda client: client.bases())
-    return [one.name for one in found if one.name.startswith(incomplete) and _is_plain(one.name)]
+    """The golden bases, by name."""
+    found = _ask_quickly(ctx, lambda client: [one.name for one in client.bases()])
+    return _fitting(found, incomplete)
 
 
 def complete_disk(ctx: typer.Context, incomplete: str) -> list[str]:
-    found = _ask_quickly(ctx, lambda client: client.disks())
-    return [one.name for one in found if one.name.startswith(incomplete) and _is_plain(one.name)]
+    """The disks that provisiond made, by name."""
+    found = _ask_quickly(ctx, lambda client: [one.name for one in client.disks()])
+    return _fitting(found, incomplete)
 
 
 def complete_target(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """The targets of the domain that was named before, with the names of the disks there."""
     domain = ctx.params.get("domain") or ""
     found = _ask_quickly(ctx, lambda client: client.domain(domain).disks)
     return [
@@ -43,6 +47,7 @@ def complete_target(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]
 
 
 def complete_job(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """The newest jobs by id, with what each works on; for a cancel those that have not ended."""
     found = [
         job
         for job in _ask_quickly(ctx, lambda client: client.jobs())
@@ -52,6 +57,10 @@ def complete_job(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         (job.id, f"{job.subject} {job.state}" if _is_plain(job.subject) else job.state)
         for job in found
     ]
+
+
+def _fitting(names: list[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete) and _is_plain(name)]
 
 
 def _is_plain(name: str) -> bool:

@@ -9,8 +9,9 @@ Between the two the copy and the draft of its manifest lie beside each other und
 import asyncio
 import os
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from provisiond.disk.chain import DiskChain, DiskImage
 from provisiond.disk.fingerprint import Fingerprint, hash_file, take_fingerprint
 from provisiond.disk.folder import explained, is_placed, place, settle
 from provisiond.disk.header import read_header
+from provisiond.disk.image_file import opened
 from provisiond.disk.inspection import inspect
 from provisiond.disk.manifest import BaseOrder, Manifest, read_manifest
-from provisiond.disk.overlay import write_copy
+from provisiond.disk.new_image import write_copy
 from provisiond.errors import (
     BaseChanged,
     BaseExists,
@@ -30,8 +32,8 @@ from provisiond.errors import (
     ChainTooDeep,
     DiskExists,
     ImageBusy,
-    ImageNotFound,
     ImageRefused,
+    ProvisionError,
     ToolFailed,
 )
 from provisiond.plan import BasePlan, FilePlan
@@ -42,10 +44,21 @@ _STANDS_ALONE = (DiskFormat.RAW, DiskFormat.VHD)
 _OVERHEAD = 2**20
 
 
-def refuse_order(order: BaseOrder, *, parent: DiskChain | None, max_chain: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An image that is held open: the path by which every program comes to just this file, and what
+    it was when it was opened."""
+
+    path: Path
+    before: Fingerprint
+
+
+def refuse_order(
+    order: BaseOrder, source: Source, *, parent: DiskChain | None, max_chain: int
+) -> None:
     """Refuse what cannot be imported, without writing anything; blocks.
 
-    Raises ChainTooDeep, ImageNotFound, ImageRefused, ImageBusy.
+    Raises ChainTooDeep, ImageRefused, ImageBusy.
     """
     if parent is not None:
         if order.format in _STANDS_ALONE:
@@ -59,32 +72,40 @@ def refuse_order(order: BaseOrder, *, parent: DiskChain | None, max_chain: int) 
                 f"{order.name}: its overlays would be the top of {parent.depth + 2} images, "
                 f"and {max_chain} may be"
             )
-    inspect(
-        order.source,
-        disk_format=order.source_format,
-        parent=None if parent is None else parent.top,
-    )
-    folder.refuse_writers(order.source)
-
-
-def find_source(order: BaseOrder) -> tuple[BaseOrder, Fingerprint]:
-    """The order with its source's real path, and what the source is just now; blocks.
-
-    What is looked at is then what is read, whatever a symbolic link leads to later. Raises
-    ImageNotFound.
-    """
-    source = Path(os.path.realpath(order.source))
     try:
-        return replace(order, source=source), take_fingerprint(source)
-    except OSError as error:
-        raise ImageNotFound(f"{source}: {error.strerror}") from error
+        inspect(
+            source.path,
+            disk_format=order.source_format,
+            parent=None if parent is None else parent.top,
+        )
+    except OSError as error:  # of /proc and the like
+        raise ImageRefused(f"{source.path}: cannot be read: {error.strerror}") from error
+    folder.refuse_writers(source.path)
+
+
+@contextmanager
+def open_source(asked: Path) -> Iterator[Source]:
+    """The image at `asked` for the block; blocks.
+
+    Whoever owns a folder above it may put another in its place at any moment. So its name is that
+    of its descriptor: what is looked at is what is read. Raises ImageNotFound, ImageRefused; errors
+    of the block speak of `asked`.
+    """
+    with opened(asked) as descriptor:
+        held = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+        try:
+            yield Source(held, take_fingerprint(held))
+        except ProvisionError as error:
+            error.message = error.message.replace(str(held), str(asked))
+            error.args = (error.message,)
+            raise
 
 
 # ---------------------------------------------------------------- the copy
 async def write_image(
     order: BaseOrder,
+    source: Source,
     *,
-    before: Fingerprint,
     parent: DiskImage | None,
     reserve: int,
     threads: Threads,
@@ -92,31 +113,26 @@ async def write_image(
 ) -> None:
     """Copy the source, which `refuse_order` has let pass; then write the draft of the manifest.
 
-    `before` is what the source was before it was looked at.
-
     Raises NoSpace, ImageRefused where its tables are damaged, ImageBusy where it changes meanwhile.
     """
-    source, part = order.source, order.plan.image.part
+    part = order.plan.image.part
     progress("checking", 0.0)
-    await qemu_img.check(source, disk_format=order.source_format)
-    size = await _read_size(order)
+    await qemu_img.check(source.path, disk_format=order.source_format)
+    size = await _read_size(order, source.path)
     wanted = await qemu_img.measure(
-        source,
-        disk_format=order.source_format,
-        to_format=order.format,
-        alone=parent is not None,
+        source.path, disk_format=order.source_format, to_format=order.format
     )
     await threads.call(folder.require_room, part.parent, wanted + _OVERHEAD, reserve=reserve)
     checked = await write_copy(
         order.plan.image,
-        source=source,
+        source=source.path,
         source_format=order.source_format,
         disk_format=order.format,
         parent=parent,
         threads=threads,
         progress=lambda fraction: progress("converting", fraction),
     )
-    await threads.call(_require_unchanged, source, before)
+    await threads.call(_require_unchanged, source)
     await threads.call(_read_back, order, size, parent)
     await threads.call(folder.sync, part)
     digest = await hash_file(
@@ -126,9 +142,8 @@ async def write_image(
     await threads.call(_write_draft, order.plan, manifest)
 
 
-async def _read_size(order: BaseOrder) -> int:
+async def _read_size(order: BaseOrder, source: Path) -> int:
     """The source's virtual size: QEMU, which copies it, and its own header must agree."""
-    source = order.source
     seen = await qemu_img.read_image(source, disk_format=order.source_format)
     said = await asyncio.to_thread(read_header, source, disk_format=order.source_format)
     if seen.virtual_size != said.virtual_size:
@@ -139,17 +154,16 @@ async def _read_size(order: BaseOrder) -> int:
     return seen.virtual_size
 
 
-def _require_unchanged(source: Path, before: Fingerprint) -> None:
-    try:
-        now = take_fingerprint(source)
-    except OSError as error:
-        raise ImageBusy(f"{source}: went while it was read: {error.strerror}") from error
-    if now != before:
-        raise ImageBusy(f"{source}: was changed while it was read")
+def _require_unchanged(source: Source) -> None:
+    if take_fingerprint(source.path) != source.before:
+        raise ImageBusy(f"{source.path}: was changed while it was read")
 
 
 def _read_back(order: BaseOrder, size: int, parent: DiskImage | None) -> None:
-    image = read_header(order.plan.image.part, disk_format=order.format)
+    part = order.plan.image.part
+    if order.format is DiskFormat.RAW:
+        inspect(part, disk_format=DiskFormat.RAW)  # what it holds may look like another format
+    image = read_header(part, disk_format=order.format)
     wanted = None if parent is None else parent.path
     if (image.virtual_size, image.backing) != (size, wanted):
         raise ToolFailed(

@@ -5,14 +5,15 @@ looked at before each use.
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from provisiond.disk import base_import
-from provisiond.disk.base_import import refuse_order
+from provisiond.disk.base_import import Source, refuse_order
 from provisiond.disk.chain import DiskChain, DiskImage
 from provisiond.disk.fingerprint import Fingerprint, hash_file, take_fingerprint
 from provisiond.disk.folder import (
@@ -61,11 +62,21 @@ class Bases:
     no chain has more than `max_chain` images.
     """
 
-    def __init__(self, folder: Path, *, disks: Path, reserve: int, max_chain: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        disks: Path,
+        reserve: int,
+        max_chain: int,
+        private: Sequence[Path] = (),
+    ) -> None:
+        """What lies below a folder of `private` is never imported: it may be a secret."""
         self._folder = folder
         self._disks = disks
         self._reserve = reserve
         self._max_chain = max_chain
+        self._private = private
         self._threads = Threads(size=4, name="bases")
         self._held: Counter[str] = Counter()
         self._leaving: set[str] = set()
@@ -100,15 +111,8 @@ class Bases:
         """The name of the base whose file has this path; None where it is none of ours."""
         return path.stem if path.parent == self._folder else None
 
-    async def verify(self, name: str) -> DiskChain:
-        """Look at a base and at all that it stands on: size, time, mode, header.
-
-        Raises BaseNotFound, or BaseChanged which says what differs.
-        """
-        return await self._threads.call(self._verify, name)
-
     async def verify_hash(self, name: str, progress: Progress) -> None:
-        """Read a base whole and compare it with its manifest. Raises as `verify` does."""
+        """Read a base whole and compare it with its manifest. Raises as `hold` does."""
         async with self.hold(name) as chain:
             manifest = await self.find(name)
             digest = await hash_file(
@@ -121,12 +125,16 @@ class Bases:
 
     @asynccontextmanager
     async def hold(self, name: str) -> AsyncIterator[DiskChain]:
-        """A base that stays where it is for the block, verified, and open for writing to nobody.
+        """A base that stays where it is for the block, and all that it stands on.
 
-        Raises as `verify` does, BaseInUse while it is being removed, ImageBusy.
+        Of each were verified size, time, mode and header, and that nobody has it open for writing.
+        Raises BaseNotFound, BaseChanged which says what differs, BaseInUse while it is being
+        removed, ImageBusy, ChainTooDeep.
         """
         if name in self._leaving:
-            raise BaseInUse(f"{name}: is being removed")
+            raise BaseInUse(
+                f"{name}: is being removed", hint="Choose another: provisionctl base list."
+            )
         self._held[name] += 1
         try:
             yield await self._threads.call(self._verify_unwritten, name)
@@ -142,9 +150,8 @@ class Bases:
         Raises BaseExists, BaseNotFound and BaseChanged of the parent, ChainTooDeep, ImageNotFound,
         ImageRefused, ImageBusy.
         """
-        order, _ = await self._threads.call(base_import.find_source, order)
         async with self._holding_parent(order) as parent:
-            await self._threads.call(self._refuse, order, parent)
+            await self._threads.call(self._admit, order, parent)
 
     async def write_image(self, order: BaseOrder, progress: Progress) -> None:
         """Copy the source to the plan's part, check and hash it. May be asked for twice.
@@ -153,12 +160,14 @@ class Bases:
         """
         if await self._threads.call(base_import.is_written, order):
             return
-        order, before = await self._threads.call(base_import.find_source, order)
-        async with self._holding_parent(order) as parent:
-            await self._threads.call(self._refuse, order, parent)
+        async with self._holding_parent(order) as parent, AsyncExitStack() as stack:
+            source = await self._threads.call(
+                stack.enter_context, base_import.open_source(order.source)
+            )
+            await self._threads.call(self._refuse, order, source, parent)
             await base_import.write_image(
                 order,
-                before=before,
+                source,
                 parent=None if parent is None else parent.top,
                 reserve=self._reserve,
                 threads=self._threads,
@@ -288,7 +297,10 @@ class Bases:
     # ------------------------------------------------------------ remove
     async def _leave(self, name: str, *, in_use: Mapping[Path, str]) -> None:
         if self._held[name] or name in self._leaving:
-            raise BaseInUse(f"{name}: a job works with it")
+            raise BaseInUse(
+                f"{name}: a job works with it",
+                hint="Ask again when it has ended: provisionctl jobs lists those at work.",
+            )
         self._leaving.add(name)
         try:
             await self._threads.call(self._remove, name, in_use)
@@ -298,7 +310,10 @@ class Bases:
     def _remove(self, name: str, in_use: Mapping[Path, str]) -> None:
         path = self.path_of(self._read(name))
         if path in in_use:
-            raise BaseInUse(f"{name}: the domain {in_use[path]} has it")
+            raise BaseInUse(
+                f"{name}: the domain {in_use[path]} has it",
+                hint="Destroy that domain, or take the disk from it.",
+            )
         overlays = read_overlays(self._folder, self._disks)
         if above := overlays[path]:
             names = ", ".join(file.name for file in above[:5])
@@ -321,7 +336,14 @@ class Bases:
         async with holding as parent:
             yield parent
 
-    def _refuse(self, order: BaseOrder, parent: DiskChain | None) -> None:
+    def _admit(self, order: BaseOrder, parent: DiskChain | None) -> None:
+        with base_import.open_source(order.source) as source:
+            self._refuse(order, source, parent)
+
+    def _refuse(self, order: BaseOrder, source: Source, parent: DiskChain | None) -> None:
         if order.plan.manifest.exists() or order.plan.image.path.exists():
             raise BaseExists(f"{order.name}: a base has this name already")
-        refuse_order(order, parent=parent, max_chain=self._max_chain)
+        real = Path(os.path.realpath(source.path))
+        if any(real.is_relative_to(folder) for folder in self._private):
+            raise ImageRefused(f"{order.source}: is provisiond's own, and no image")
+        refuse_order(order, source, parent=parent, max_chain=self._max_chain)

@@ -46,11 +46,6 @@ class DiskChain:
         return self.images[0]
 
     @property
-    def base(self) -> DiskImage:
-        """The lowest image."""
-        return self.images[-1]
-
-    @property
     def depth(self) -> int:
         """How many images it has."""
         return len(self.images)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from provisiond.api.requests import DiskFormat
-from provisiond.disk import folder as files
+from provisiond.disk import folder
 from provisiond.disk.bases import Bases
 from provisiond.disk.chain import DiskChain, DiskImage
 from provisiond.disk.header import read_header, read_overlays
-from provisiond.disk.overlay import (
+from provisiond.disk.new_image import (
     admit_overlay,
     read_overlay,
     write_blank,
@@ -42,6 +42,12 @@ class Disk:
     base: str | None
 
 
+def refuse_held(name: str, path: Path, *, in_use: Mapping[Path, str]) -> None:
+    """Raises DiskInUse where a domain has the disk; `in_use` as `Disks.remove` takes it."""
+    if path in in_use:
+        raise DiskInUse(f"{name}: the domain {in_use[path]} has it")
+
+
 class Disks:
     """The disks in `folder`, a real path: one a name, whatever its format.
 
@@ -58,7 +64,7 @@ class Disks:
 
     def prepare(self) -> None:
         """Make the folder where it is missing."""
-        files.prepare_folder(self._folder)
+        folder.prepare_folder(self._folder)
 
     def close(self) -> None:
         """Wait for the calls that run."""
@@ -123,7 +129,7 @@ class Disks:
         """
         async with self._bases.hold(base) as chain:
             size = chain.top.virtual_size if size is None else size
-            if await self._threads.call(files.is_placed, plan):
+            if await self._threads.call(folder.is_placed, plan):
                 return await read_overlay(
                     plan.path,
                     base=chain,
@@ -156,7 +162,7 @@ class Disks:
         May be asked for twice until `settle`, for which `plan.part` is left. Raises DiskExists,
         NoSpace, ToolFailed.
         """
-        if not await self._threads.call(files.is_placed, plan):
+        if not await self._threads.call(folder.is_placed, plan):
             await self._threads.call(self._require_room)
             await write_blank(plan, disk_format=disk_format, size=size, threads=self._threads)
             await self._threads.call(self._place, plan)
@@ -167,12 +173,12 @@ class Disks:
 
     async def settle(self, plan: FilePlan) -> None:
         """The job has stored that it made the disk."""
-        await self._threads.call(files.settle, plan)
+        await self._threads.call(folder.settle, plan)
 
     async def take_back(self, plan: FilePlan, *, made: bool) -> None:
         """Remove what the job wrote: the disk too where it has stored that it made it (`made`), or
         was about to."""
-        await self._threads.call(files.take_back, plan, made=made)
+        await self._threads.call(folder.take_back, plan, made=made)
 
     async def remove(self, name: str, *, in_use: Mapping[Path, str]) -> None:
         """Remove a disk, whole or damaged; `in_use` are the files that domains have, by real paths,
@@ -230,16 +236,15 @@ class Disks:
             for path, _ in self._files():
                 if path.stem == plan.path.stem and path != plan.path:
                     raise DiskExists(f"{plan.path.stem}: {path} exists already")
-            files.place(plan)
+            folder.place(plan)
 
     def _require_room(self) -> None:
-        files.require_room(self._folder, _NEW_FILE, reserve=self._reserve)
+        folder.require_room(self._folder, _NEW_FILE, reserve=self._reserve)
 
     def _remove(self, name: str, in_use: Mapping[Path, str]) -> None:
         path, _ = self._file(name)
-        if path in in_use:
-            raise DiskInUse(f"{name}: the domain {in_use[path]} has it")
-        files.refuse_writers(path)
+        refuse_held(name, path, in_use=in_use)
+        folder.refuse_writers(path)
         if above := read_overlays(self._folder)[path]:
             raise DiskInUse(f"{name}: {above[0]} stands on it", hint="Remove that disk first.")
-        files.remove(path)
+        folder.remove(path)

@@ -4,44 +4,17 @@ The functions block; callers run them in a thread.
 """
 
 import os
-import stat
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from provisiond.api.requests import DiskFormat
 from provisiond.disk import vhd
 from provisiond.disk.chain import DiskImage, parse_format
+from provisiond.disk.image_file import opened
 from provisiond.disk.qcow_format import MAGIC, QcowHeader, needed_head, parse_header
+from provisiond.disk.vhd_format import has_footer_cookie
 from provisiond.errors import ImageNotFound, ImageRefused
-
-_VHD_COOKIE = b"conectix"
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """A descriptor of the regular file `path`; a symbolic link to one is followed.
-
-    Raises ImageNotFound, or ImageRefused for whatever is no regular file: opening a device or a
-    FIFO may block or do something, so it is not even opened.
-    """
-    try:
-        _require_regular(path, path.stat())
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ImageNotFound(f"{path}: cannot be opened: {error.strerror}") from error
-    try:
-        _require_regular(path, os.fstat(descriptor))
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _require_regular(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageRefused(f"{path}: is no regular file")
 
 
 def read_header(path: Path, *, disk_format: DiskFormat) -> DiskImage:
@@ -53,10 +26,10 @@ def read_header(path: Path, *, disk_format: DiskFormat) -> DiskImage:
         status = os.fstat(descriptor)
         if disk_format in (DiskFormat.QCOW2, DiskFormat.QCOW):
             header = read_qcow(descriptor, path)
-            _require_version(header, disk_format, path)
+            require_version(header, disk_format, path)
             virtual_size, (backing, backing_format) = header.virtual_size, backing_of(header, path)
         elif disk_format is DiskFormat.VHD:
-            return replace(vhd.read_image(path, root=Path("/")), file_size=_taken(status))
+            return replace(vhd.read_image(path), file_size=_taken(status))
         else:
             virtual_size, backing, backing_format = status.st_size, None, None
     return DiskImage(path, disk_format, virtual_size, _taken(status), backing, backing_format)
@@ -66,7 +39,8 @@ def _taken(status: os.stat_result) -> int:
     return status.st_blocks * 512
 
 
-def _require_version(header: QcowHeader, disk_format: DiskFormat, path: Path) -> None:
+def require_version(header: QcowHeader, disk_format: DiskFormat, path: Path) -> None:
+    """Refuse a qcow2 image that was said to be qcow (version 1), and the other way round."""
     found = DiskFormat.QCOW if header.version == 1 else DiskFormat.QCOW2
     if found is not disk_format:
         raise ImageRefused(f"{path}: is {found}, not {disk_format}")
@@ -79,7 +53,7 @@ def read_qcow(descriptor: int, path: Path) -> QcowHeader:
 
 
 def backing_of(header: QcowHeader, path: Path) -> tuple[Path | None, DiskFormat | None]:
-    """What the image `path` stands on, as QEMU would find it: a relative name starts in its folder.
+    """What the image `path` stands on, as QEMU finds it: a relative name starts in its own folder.
 
     Raises ImageRefused for a name that is more than a file's.
     """
@@ -89,7 +63,7 @@ def backing_of(header: QcowHeader, path: Path) -> tuple[Path | None, DiskFormat 
     if not name or "\0" in name or ":" in name.partition("/")[0]:
         raise ImageRefused(f"{path}: stands on {name!r}, which is no file")
     backing_format = None if named_format is None else parse_format(named_format, of=path)
-    return path.parent / name, backing_format
+    return Path(os.path.realpath(path)).parent / name, backing_format
 
 
 def read_overlays(*folders: Path) -> dict[Path | None, list[Path]]:
@@ -120,6 +94,6 @@ def _find_backing(path: Path) -> Path | None:
     with opened(path) as descriptor:
         if os.pread(descriptor, 4, 0) == MAGIC:
             return backing_of(read_qcow(descriptor, path), path)[0]
-        if os.pread(descriptor, 8, 0) == _VHD_COOKIE:
-            return vhd.read_image(path, root=Path("/")).backing
+        if has_footer_cookie(os.pread(descriptor, 8, 0)):
+            return vhd.read_image(path).backing
     return None

@@ -9,14 +9,15 @@ import os
 import re
 from pathlib import Path
 
-from provisiond.api.requests import DiskFormat
+from provisiond.api.requests import LARGEST_DISK, DiskFormat
 from provisiond.disk import vhd
 from provisiond.disk.chain import DiskImage
-from provisiond.disk.header import backing_of, opened, read_qcow
+from provisiond.disk.header import backing_of, read_qcow, require_version
+from provisiond.disk.image_file import opened
 from provisiond.disk.qcow_format import MAGIC, refuse_hostile
+from provisiond.disk.vhd_format import has_footer_cookie
 from provisiond.errors import ImageRefused
 
-LARGEST = 2**46  # bytes; 64 TiB
 _SECTOR = 512
 _HEAD = 2048  # bytes; more than QEMU looks at when it guesses a format
 
@@ -37,7 +38,6 @@ _PREFIXES = {
 _VDI_MAGIC, _VDI_MAGIC_AT = b"\x7f\x10\xda\xbe", 64
 # A text that names other files as the parts of a disk.
 _VMDK_TEXT = re.compile(rb"(?:#[^\n]*\n|[ \r]*\n)*version=\d")
-_VHD_COOKIE = b"conectix"
 
 
 def inspect(path: Path, *, disk_format: DiskFormat, parent: DiskImage | None = None) -> None:
@@ -59,8 +59,8 @@ def inspect(path: Path, *, disk_format: DiskFormat, parent: DiskImage | None = N
         raise ImageRefused(f"{path}: is empty")
     if size % _SECTOR:
         raise ImageRefused(f"{path}: its size, {size} bytes, is no whole number of sectors")
-    if size > LARGEST:
-        raise ImageRefused(f"{path}: its size, {size} bytes, is more than {LARGEST}")
+    if size > LARGEST_DISK:
+        raise ImageRefused(f"{path}: its size, {size} bytes, is more than {LARGEST_DISK}")
     if parent is not None and disk_format in (DiskFormat.RAW, DiskFormat.VHD):
         raise ImageRefused(f"{path}: stands on nothing, so it has no parent")
 
@@ -70,9 +70,7 @@ def _inspect_qcow(
     descriptor: int, path: Path, *, disk_format: DiskFormat, parent: DiskImage | None
 ) -> int:
     header = read_qcow(descriptor, path)
-    found = DiskFormat.QCOW if header.version == 1 else DiskFormat.QCOW2
-    if found is not disk_format:
-        raise ImageRefused(f"{path}: is {found}, not {disk_format}")
+    require_version(header, disk_format, path)
     refuse_hostile(header, path=path, file_size=os.fstat(descriptor).st_size)
     _require_backing(path, *backing_of(header, path), parent=parent)
     return header.virtual_size
@@ -115,7 +113,7 @@ def _same_file(one: Path, other: Path) -> bool:
 
 # ---------------------------------------------------------------- VHD
 def _inspect_vhd(path: Path) -> int:
-    image = vhd.read_image(path, root=Path("/"))
+    image = vhd.read_image(path)
     if image.backing is not None:
         raise ImageRefused(
             f"{path}: is a differencing VHD, which QEMU reads as zeros",
@@ -145,7 +143,7 @@ def recognise(untrusted_head: bytes, untrusted_tail: bytes) -> str | None:
     for prefix, kind in _PREFIXES.items():
         if untrusted_head.startswith(prefix):
             return kind
-    if untrusted_head.startswith(_VHD_COOKIE) or untrusted_tail.startswith(_VHD_COOKIE):
+    if has_footer_cookie(untrusted_head) or has_footer_cookie(untrusted_tail):
         return "a VHD image"
     if untrusted_head.startswith(_VDI_MAGIC, _VDI_MAGIC_AT):
         return "a VDI image"

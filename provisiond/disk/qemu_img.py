@@ -26,30 +26,27 @@ _PROGRESS = re.compile(r"\((\d{1,3}(?:\.\d+)?)/100%\)")
 
 
 # ---------------------------------------------------------------- read
-async def read_image(path: Path, *, disk_format: DiskFormat, in_use: bool = False) -> DiskImage:
-    """The image at `path`. `in_use` reads one that a guest writes to as well.
+async def read_image(path: Path, *, disk_format: DiskFormat) -> DiskImage:
+    """The image at `path`.
 
-    Raises ImageNotFound, or ImageRefused where it is no image of that format.
+    Raises ImageNotFound, or ImageRefused where it is no image of that format, or a guest writes to
+    it.
     """
-    answer = await _ask(info_argv(path, disk_format=disk_format, in_use=in_use), path)
-    return parse_info(answer)
+    return parse_info(await _ask(info_argv(path, disk_format=disk_format), path))
 
 
-async def read_chain(path: Path, *, disk_format: DiskFormat, in_use: bool = False) -> DiskChain:
+async def read_chain(path: Path, *, disk_format: DiskFormat) -> DiskChain:
     """The image at `path` and all that it stands on, as QEMU will open them."""
-    argv = info_argv(path, disk_format=disk_format, in_use=in_use, whole_chain=True)
+    argv = info_argv(path, disk_format=disk_format, whole_chain=True)
     return parse_chain(await _ask(argv, path))
 
 
-def info_argv(
-    path: Path, *, disk_format: DiskFormat, in_use: bool = False, whole_chain: bool = False
-) -> list[str]:
+def info_argv(path: Path, *, disk_format: DiskFormat, whole_chain: bool = False) -> list[str]:
     """The command that tells of an image."""
     return [
         *_UNTRUSTED_HEADER,
         *("qemu-img", "info"),
         "--output=json",
-        *(["--force-share"] if in_use else []),
         *(["--backing-chain"] if whole_chain else []),
         *("-f", QEMU_NAMES[disk_format]),
         _absolute(path),
@@ -80,17 +77,13 @@ def check_argv(path: Path, *, disk_format: DiskFormat) -> list[str]:
     return [
         *_UNTRUSTED_TABLES,
         *("qemu-img", "check"),
-        *("-f", QEMU_NAMES[disk_format]),
-        _absolute(path),
+        _described(path, disk_format),
     ]
 
 
-async def measure(
-    source: Path, *, disk_format: DiskFormat, to_format: DiskFormat, alone: bool = False
-) -> int:
-    """How many bytes the data of `source` take as `to_format`, about; `alone` leaves out what it
-    stands on."""
-    argv = measure_argv(source, disk_format=disk_format, to_format=to_format, alone=alone)
+async def measure(source: Path, *, disk_format: DiskFormat, to_format: DiskFormat) -> int:
+    """How many bytes the data of `source` take as `to_format`, about, without what it stands on."""
+    argv = measure_argv(source, disk_format=disk_format, to_format=to_format)
     answer = await _ask(argv, source)
     required = json.loads(answer).get("required")
     if not isinstance(required, int):
@@ -98,21 +91,16 @@ async def measure(
     return required
 
 
-def measure_argv(
-    source: Path, *, disk_format: DiskFormat, to_format: DiskFormat, alone: bool = False
-) -> list[str]:
+def measure_argv(source: Path, *, disk_format: DiskFormat, to_format: DiskFormat) -> list[str]:
     """The command that measures. What is written can be measured as qcow2 alone: holes are left out
     of a raw file too, and a VHD is like one with clusters of 2 MiB."""
-    driver = QEMU_NAMES[disk_format]
-    file = {"driver": "file", "filename": _absolute(source)}
-    by_itself = {"driver": driver, "backing": None, "file": file}
     return [
         *_UNTRUSTED_TABLES,
         *("qemu-img", "measure"),
         "--output=json",
         *("-O", QEMU_NAMES[DiskFormat.QCOW2]),
         *(["-o", "cluster_size=2M"] if to_format is DiskFormat.VHD else []),
-        *([f"json:{json.dumps(by_itself)}"] if alone else ["-f", driver, _absolute(source)]),
+        _described(source, disk_format),
     ]
 
 
@@ -198,11 +186,10 @@ def convert_argv(
         *_UNTRUSTED_TABLES,
         *("qemu-img", "convert"),
         "-p",
-        *("-f", QEMU_NAMES[from_format]),
         *("-O", QEMU_NAMES[to_format]),
         *_options(to_format),
         *(["-B", *_backing(parent)[1:]] if parent is not None else []),
-        _absolute(source),
+        _described(source, from_format, over=parent),
         _absolute(part),
     ]
 
@@ -231,6 +218,19 @@ def _backing(base: DiskImage | None) -> list[str]:
     if base is None:
         return []
     return ["-b", _absolute(base.path), "-F", QEMU_NAMES[base.format]]
+
+
+def _described(path: Path, disk_format: DiskFormat, *, over: DiskImage | None = None) -> str:
+    """An image as QEMU's JSON: of what its header names nothing is opened, it stands on `over`."""
+    described: dict[str, object] = _with_driver(path, disk_format)
+    if disk_format in (DiskFormat.QCOW2, DiskFormat.QCOW):
+        described["backing"] = None if over is None else _with_driver(over.path, over.format)
+    return f"json:{json.dumps(described)}"
+
+
+def _with_driver(path: Path, disk_format: DiskFormat) -> dict[str, object]:
+    file = {"driver": "file", "filename": _absolute(path)}
+    return {"driver": QEMU_NAMES[disk_format], "file": file}
 
 
 def _absolute(path: Path) -> str:

@@ -8,7 +8,6 @@ them in a thread.
 import errno
 import os
 import shutil
-import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from provisiond.api.requests import DiskFormat
 from provisiond.disk.chain import DiskChain, DiskImage
+from provisiond.disk.image_file import opened
 from provisiond.disk.vhd_differencing import build_differencing, decode_parent
 from provisiond.disk.vhd_format import (
     EPOCH,
@@ -39,12 +39,10 @@ from provisiond.disk.vhd_format import (
 )
 from provisiond.errors import (
     DiskExists,
-    ImageNotFound,
     ImageRefused,
     NoSpace,
     SizeTooSmall,
     ToolFailed,
-    VhdNeedsTapdisk,
 )
 from provisiond.process import run
 from provisiond.threads import Threads
@@ -63,23 +61,23 @@ class _Metadata:
 
 
 # ---------------------------------------------------------------- read
-def read_image(path: Path, *, root: Path | None = None) -> DiskImage:
-    """What a VHD is and stands on; no parent may lie outside of `root` (else: of its own folder).
+def read_image(path: Path) -> DiskImage:
+    """What a VHD is and stands on.
 
     The parent's format is what the image says, never guessed from the parent's content; the parent
     itself is not looked at. Raises ImageNotFound, and ImageRefused for whatever is no sound VHD.
     """
-    return _image(path, _read(path), root=root)
+    return _image(path, _read(path))
 
 
-def read_chain(path: Path, *, root: Path | None = None) -> DiskChain:
+def read_chain(path: Path) -> DiskChain:
     """A VHD and all that it stands on, each link proved: a VHD has the identity that its child asks
     for. A raw parent has none: whether it is the right file, only its path and hash can tell.
     """
     images, seen = [], {Path(os.path.realpath(path))}
     metadata = _read(path)
     while True:
-        image = _image(path, metadata, root=root)
+        image = _image(path, metadata)
         images.append(image)
         if image.backing is None or metadata.header is None:
             return DiskChain(tuple(images))
@@ -103,17 +101,17 @@ def check_image(path: Path) -> None:
     header = metadata.header
     if header is None:
         return
-    with _named(path), _opened(path, os.O_RDONLY) as descriptor:
+    with opened(path) as descriptor, _named(path):
         if not has_footer_cookie(_read_end(descriptor)):
             raise ImageRefused("its last footer is missing: it is open somewhere, or truncated")
         table = os.pread(descriptor, 4 * header.max_table_entries, header.table_offset)
         check_blocks(header, table, file_size=metadata.file_size)
 
 
-def _image(path: Path, metadata: _Metadata, *, root: Path | None) -> DiskImage:
+def _image(path: Path, metadata: _Metadata) -> DiskImage:
     backing = backing_format = None
     if metadata.header is not None and metadata.parents:
-        backing = _resolve(path, metadata.parents, root=root)
+        backing = _resolve(path, metadata.parents)
         is_raw = metadata.header.parent_uuid == RAW_PARENT
         backing_format = DiskFormat.RAW if is_raw else DiskFormat.VHD
     return DiskImage(
@@ -126,7 +124,7 @@ def _image(path: Path, metadata: _Metadata, *, root: Path | None) -> DiskImage:
     )
 
 
-def _resolve(path: Path, parents: frozenset[str], *, root: Path | None) -> Path:
+def _resolve(path: Path, parents: frozenset[str]) -> Path:
     """The parent's file. tapdisk takes the first locator that leads to a file: all must agree."""
     folder = os.path.realpath(path.parent)
     found = {
@@ -135,20 +133,17 @@ def _resolve(path: Path, parents: frozenset[str], *, root: Path | None) -> Path:
     if len(found) != 1:
         raise ImageRefused(f"{path}: its parent locators lead to different files")
     (parent,) = found
-    allowed = Path(os.path.realpath(root)) if root is not None else Path(folder)
-    if not parent.is_relative_to(allowed):
-        raise ImageRefused(f"{path}: its parent {parent} lies outside of {allowed}")
     return parent
 
 
 def _raw_image(path: Path) -> DiskImage:
-    with _opened(path, os.O_RDONLY) as descriptor:
+    with opened(path) as descriptor:
         size = os.fstat(descriptor).st_size
     return DiskImage(path, DiskFormat.RAW, -(-size // SECTOR) * SECTOR, size, None, None)
 
 
 def _read(path: Path) -> _Metadata:
-    with _named(path), _opened(path, os.O_RDONLY) as descriptor:
+    with opened(path) as descriptor, _named(path):
         size = os.fstat(descriptor).st_size
         footer = choose_footer(
             untrusted_start=os.pread(descriptor, FOOTER_SIZE, 0),
@@ -195,7 +190,7 @@ async def create_differencing(
             await threads.call(_seal, part)
         else:
             await threads.call(_write_synced, part, content)
-        made = await threads.call(read_image, part, root=Path("/"))
+        made = await threads.call(read_image, part)
         _check_made(made, parent=parent, size=size)
     except DiskExists:
         raise
@@ -224,7 +219,7 @@ def _build_overlay(part: Path, *, parent: DiskImage, size: int) -> bytes:
         parent_uuid = _read(parent.path).footer.uuid
         if parent_uuid == RAW_PARENT:
             raise ImageRefused(f"{parent.path}: it has no identity that an overlay could name")
-    with _opened(parent.path, os.O_RDONLY) as descriptor:
+    with opened(parent.path) as descriptor:
         modified_at = os.fstat(descriptor).st_mtime
     with _named(part):
         return build_differencing(
@@ -272,7 +267,7 @@ def mend_geometry(path: Path) -> None:
     footers are written, where they are not right already, and synced. For fresh files of our own:
     one by another program is ImageRefused.
     """
-    with _named(path), _opened(path, os.O_RDWR) as descriptor:
+    with opened(path, writable=True) as descriptor, _named(path):
         end = os.fstat(descriptor).st_size - FOOTER_SIZE
         footer = parse_footer(_read_end(descriptor))
         if footer.creator not in _CREATORS_OF_QEMU:
@@ -286,14 +281,6 @@ def mend_geometry(path: Path) -> None:
 
 
 # ---------------------------------------------------------------- who may open them
-def refuse_for_qemu(image: DiskImage) -> None:
-    """Raises VhdNeedsTapdisk for a differencing VHD: to be asked before qemu opens an image."""
-    if image.format is DiskFormat.VHD and image.backing is not None:
-        raise VhdNeedsTapdisk(
-            f"{image.path}: it is a VHD over {image.backing}; QEMU would read it as zeros"
-        )
-
-
 def tapdisk_available(
     *, capabilities: Path = _XEN_CAPABILITIES, search_path: str | None = None
 ) -> bool:
@@ -318,21 +305,6 @@ def _named(path: Path) -> Iterator[None]:
         raise ImageRefused(f"{path}: {error.message}", hint=error.hint) from error
 
 
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """A regular file; nothing that could block, or do something, when it is opened."""
-    try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ImageNotFound(f"{path}: it cannot be opened: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ImageNotFound(f"{path}: it is no regular file")
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _write_synced(path: Path, content: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -354,6 +326,6 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 def _seal(path: Path) -> None:
-    with _opened(path, os.O_RDONLY) as descriptor:
+    with opened(path) as descriptor:
         os.fchmod(descriptor, 0o600)
         os.fsync(descriptor)

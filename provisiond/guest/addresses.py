@@ -104,7 +104,7 @@ async def _list_paths(xenstore: Xenstore, home: str) -> list[str]:
             for index in await _numbers(xenstore, f"{home}/attr/vif/{number}/{family}")
         ]
         paths += [_mac_path(number), *inside] if inside else []
-    for name in await _children(xenstore, f"{home}/attr"):
+    for name in sorted(await xenstore.children_if_any(f"{home}/attr")):
         if not _ETH.fullmatch(name):
             continue
         inside = await _numbers(xenstore, f"{home}/attr/{name}/ipv6")
@@ -119,15 +119,8 @@ def _mac_path(number: str) -> str:
 
 
 async def _numbers(xenstore: Xenstore, path: str) -> list[str]:
-    names = [name for name in await _children(xenstore, path) if _NUMBER.fullmatch(name)]
+    names = [name for name in await xenstore.children_if_any(path) if _NUMBER.fullmatch(name)]
     return sorted(names, key=int)[:MAX_INTERFACES]
-
-
-async def _children(xenstore: Xenstore, path: str) -> list[str]:
-    try:
-        return sorted(await xenstore.children(path))
-    except FileNotFoundError:
-        return []
 
 
 def _text(untrusted: bytes) -> str:

@@ -8,8 +8,8 @@ parsed by `verdict.py`.
 The compare-and-set of a cancel: `verdict` becomes `n0 r<domid>` and is read then. A write that the
 guest is told to have succeeded was there before, so what stands there counts and nothing later can.
 
-A reboot gives the VM a new domid, with an empty store: the keys are made again under it. A verdict
-that was written before the reboot and not read is lost with the old domain.
+A reboot gives the domain a new domid, with an empty store: the keys are made again under it. A
+verdict that was written before the reboot and not read is lost with the old domid.
 """
 
 import asyncio
@@ -35,9 +35,9 @@ _BREATH_SECONDS = 0.02
 
 
 class XenstoreSignal:
-    """A GuestSignal over xenstore, for the VM with this UUID, whatever its domid.
+    """A GuestSignal over xenstore, for the domain with this UUID, whatever its domid.
 
-    `reboot_seconds` is how long a VM may have no domain before its guest counts as lost: a reboot
+    `reboot_seconds` is how long it may have no domid before its guest counts as lost: a reboot
     takes the old one away before the new one is there. `expects_keys`: an earlier process has made
     the keys and had the ISO attached, so where they are gone the guest was restarted in between.
     """
@@ -170,7 +170,7 @@ class XenstoreSignal:
             self._absent_since = None
 
     def _miss(self) -> None:
-        """The VM has no domain: a reboot, unless that lasts; raises GuestLost."""
+        """The domain has no domid: a reboot, unless that lasts; raises GuestLost."""
         self._made = None
         now = asyncio.get_running_loop().time()
         if self._absent_since is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from provisiond.api.requests import DiskFormat
-from provisiond.disk.chain import DiskChain, DiskImage
+from provisiond.disk.chain import QEMU_NAMES, DiskChain, DiskImage
 from provisiond.errors import VhdNeedsTapdisk
 from provisiond.virt.xml import SCSI_TARGETS, Disk, DomainXml
 
@@ -19,14 +19,6 @@ VIRTIO_TARGETS = tuple(f"vd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
 _XEN_TARGETS = tuple(f"xvd{letter}" for letter in "abcdefghijklmnop")
 
 _BUSES = {"vd": "virtio", "sd": "scsi", "xvd": "xen"}
-
-# libvirt's words for a format: QEMU's driver of VHD is `vpc`, libxl's `vhd`.
-_TYPES = {
-    DiskFormat.RAW: "raw",
-    DiskFormat.QCOW2: "qcow2",
-    DiskFormat.QCOW: "qcow",
-    DiskFormat.VHD: "vpc",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +84,7 @@ def _add_backing(above: ET.Element, images: Iterable[DiskImage]) -> None:
     """Every image below with its format, and the end of the chain said aloud."""
     for image in images:
         above = ET.SubElement(above, "backingStore", type="file")
-        ET.SubElement(above, "format", type=_TYPES[image.format])
+        ET.SubElement(above, "format", type=QEMU_NAMES[image.format])
         ET.SubElement(above, "source", file=str(image.path))
     ET.SubElement(above, "backingStore")
 
@@ -100,15 +92,16 @@ def _add_backing(above: ET.Element, images: Iterable[DiskImage]) -> None:
 def _driver(image: DiskImage, *, is_xen: bool) -> tuple[str, str]:
     """Who serves the image, and as what.
 
-    On Xen that is the kernel (`phy`), tapdisk (`tap`) or a QEMU that runs for the domain.
+    On Xen that is the kernel (`phy`), tapdisk (`tap`) or a QEMU that runs for the domain. libvirt
+    has QEMU's words for a format, but for libxl, where a VHD is `vhd`.
     """
     if not is_xen:
-        return "qemu", _TYPES[image.format]
+        return "qemu", QEMU_NAMES[image.format]
     if image.format is DiskFormat.RAW:
         return "phy", "raw"
     if image.format is DiskFormat.VHD:
         return ("qemu" if image.backing is None else "tap"), "vhd"
-    return "qemu", _TYPES[image.format]
+    return "qemu", QEMU_NAMES[image.format]
 
 
 def needs_device_model(chain: DiskChain) -> bool:

@@ -4,6 +4,8 @@ What a template says stays as it is, but for what every domain must have for its
 may be what `virt-install --print-xml` prints, or what `virsh dumpxml` shows of a guest that runs.
 """
 
+import os
+import stat
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ for _prefix, _namespace in (
     ("libosinfo", "http://libosinfo.org/xmlns/libvirt/domain/1.0"),
 ):
     ET.register_namespace(_prefix, _namespace)
+
+_LONGEST = 2**20  # characters of a template
+_DEEPEST = 100  # elements in one another; libvirt's own have about ten
 
 # What an interface keeps when it is put on another network.
 _OF_ANY_NETWORK = (
@@ -53,7 +58,16 @@ def read_template(template_dir: Path, name: str) -> str:
     """The text of a template; raises TemplateUnusable."""
     path = template_dir / f"{name}.xml"
     try:
-        return path.read_text(encoding="utf-8")
+        # Whatever is there: opening a FIFO must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise TemplateUnusable(f"the template {path} is no regular file")
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
+            if len(text) > _LONGEST:
+                raise TemplateUnusable(f"the template {path} is longer than {_LONGEST}")
+            return text
     except OSError as error:
         raise TemplateUnusable(f"the template {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -72,9 +86,7 @@ def build_domain(template: str, new: NewDomain, *, is_xen: bool) -> str:
     """
     domain = _parse(template, new, is_xen=is_xen)
     forget_original(domain)
-    devices = domain.find("devices")
-    if devices is None:
-        devices = ET.SubElement(domain, "devices")
+    devices = _only_devices(domain, new)
     _set_text(domain, "name", new.name)
     _set_text(domain, "uuid", new.uuid)
     _set_memory(domain, new)
@@ -92,8 +104,22 @@ def build_domain(template: str, new: NewDomain, *, is_xen: bool) -> str:
 class _NoDoctype(ET.TreeBuilder):
     """A domain has no document type; what comes with one are entities, which may grow or fetch."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
     def doctype(self, *_declared: object) -> None:
         raise ValueError("it has a document type")
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} of its elements stand in one another")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ET.Element:
+        self._depth -= 1
+        return super().end(tag)
 
 
 def _parse(template: str, new: NewDomain, *, is_xen: bool) -> ET.Element:
@@ -119,8 +145,23 @@ def _parse(template: str, new: NewDomain, *, is_xen: bool) -> ET.Element:
     return root
 
 
-def _refuse(new: NewDomain, what: str, hint: str) -> TemplateUnusable:
+def _unusable(new: NewDomain, what: str, hint: str) -> TemplateUnusable:
     return TemplateUnusable(f"{new.name}: the template {what}", hint=hint)
+
+
+def _only_devices(domain: ET.Element, new: NewDomain) -> ET.Element:
+    devices = domain.findall("devices")
+    if len(devices) > 1:
+        raise _unusable(new, "has <devices> twice", "Put all of them into one <devices>.")
+    if not devices:
+        return ET.SubElement(domain, "devices")
+    if devices[0].find("memory[@model='nvdimm']") is not None:
+        raise _unusable(
+            new,
+            "has an NVDIMM, that every guest made from it would write to",
+            "Take <memory model='nvdimm'> out of the template.",
+        )
+    return devices[0]
 
 
 # ---------------------------------------------------------------- memory, vcpus
@@ -129,7 +170,7 @@ def _set_memory(domain: ET.Element, new: NewDomain) -> None:
         return
     for path in ("maxMemory", "cpu/numa", "devices/memory"):
         if domain.find(path) is not None:
-            raise _refuse(
+            raise _unusable(
                 new,
                 f"lays out its memory (<{path.rpartition('/')[2]}>), so it cannot be given another",
                 "Leave the memory out of the request, or that element out of the template.",
@@ -142,7 +183,7 @@ def _set_vcpus(domain: ET.Element, new: NewDomain) -> None:
     if new.vcpus is None:
         return
     if domain.find("cpu/numa") is not None:
-        raise _refuse(
+        raise _unusable(
             new,
             "lays out its vcpus (<numa>), so it cannot be given another number",
             "Leave the vcpus out of the request, or that element out of the template.",
@@ -169,11 +210,13 @@ def _product(topology: ET.Element) -> int:
 
 # ---------------------------------------------------------------- root disk
 def _set_root_disk(devices: ET.Element, new: NewDomain, *, is_xen: bool) -> None:
-    disks = [disk for disk in devices.findall("disk") if disk.get("device", "disk") == "disk"]
-    for disk in disks[1:]:
+    every = devices.findall("disk")
+    disks = [disk for disk in every if disk.get("device", "disk") == "disk"]
+    # libvirt makes a cdrom read-only by itself, nothing else.
+    for disk in [disk for disk in every if disk.get("device") != "cdrom" and disk not in disks[:1]]:
         if not any(disk.find(tag) is not None for tag in ("readonly", "shareable", "transient")):
             target = disk.find("target")
-            raise _refuse(
+            raise _unusable(
                 new,
                 f"has a second disk, {'' if target is None else target.get('dev')}, that every "
                 "guest made from it would write to",

@@ -65,7 +65,7 @@ async def back_ends_of(xenstore: Xenstore, file: Path) -> list[str]:
     return [
         path
         for folder in _BACK_ENDS
-        for domid in await _children(xenstore, folder)
+        for domid in await xenstore.children_if_any(folder)
         for path in await _back_ends_in(xenstore, f"{folder}/{domid}")
         if await _serves(xenstore, path, file)
     ]
@@ -79,7 +79,7 @@ async def back_ends_for(xenstore: Xenstore, domid: int) -> list[str]:
 
 
 async def _back_ends_in(xenstore: Xenstore, folder: str) -> list[str]:
-    return [f"{folder}/{vdev}" for vdev in await _children(xenstore, folder)]
+    return [f"{folder}/{vdev}" for vdev in await xenstore.children_if_any(folder)]
 
 
 async def _serves(xenstore: Xenstore, path: str, file: Path) -> bool:
@@ -90,13 +90,6 @@ async def _serves(xenstore: Xenstore, path: str, file: Path) -> bool:
             if served == os.fsencode(file) or served.endswith(b":" + os.fsencode(file)):
                 return True
     return False
-
-
-async def _children(xenstore: Xenstore, path: str) -> list[str]:
-    try:
-        return await xenstore.children(path)
-    except FileNotFoundError:
-        return []
 
 
 def loops_of(file: Path, *, block_devices: Path = _BLOCK_DEVICES) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Domain XML: read what matters of a domain, build what the config ISO is attached with. Pure.
 
-The XML read here was written by libvirt. What is built here never goes into a persistent config.
+What is read is libvirt's own XML, or what libvirt is about to be given for a new domain. What is
+built goes to running domains; a controller to persistent configs too, with a data disk that stays.
 """
 
 import xml.etree.ElementTree as ET

@@ -102,6 +102,12 @@ class Calls(ABC):
                 raise
         return await self._children_in_parts(path)
 
+    async def children_if_any(self, path: str) -> list[str]:
+        """Their names; none where there is no such node either."""
+        with contextlib.suppress(FileNotFoundError):
+            return await self.children(path)
+        return []
+
     async def permissions(self, path: str) -> tuple[str, ...]:
         """The owner, with everybody's default, first: ("n0", "b5")."""
         return tuple(wire.parse_strings(await self._ask(wire.GET_PERMS, wire.path_payload(path))))

@@ -1,4 +1,4 @@
-"""Which domid a VM has now: a reboot gives it a new one, its UUID stays.
+"""Which domid a domain has now: a reboot gives it a new one, its UUID stays.
 
 `/local/domain/<domid>/vm` is `/vm/<uuid>`; @introduceDomain and @releaseDomain say when to look.
 libxl writes that key before the one fires, and removes it before the last of the other.
@@ -27,7 +27,7 @@ class Domains:
         self._followers: dict[str, set[asyncio.Event]] = {}
 
     async def domid(self, uuid: str) -> int | None:
-        """The domid of this VM, or None where it has no domain; waits until that is known.
+        """The domid of this domain, or None where it has none; waits until that is known.
 
         In the moment of a reboot in which it has two, the newer one.
         """
@@ -40,7 +40,7 @@ class Domains:
 
     @contextmanager
     def following(self, uuid: str, *, wake: asyncio.Event) -> Iterator[None]:
-        """Sets the event whenever this VM's domid has changed."""
+        """Sets the event whenever this domain's domid has changed."""
         self._followers.setdefault(uuid, set()).add(wake)
         try:
             yield
@@ -68,10 +68,7 @@ class Domains:
 
     async def _look(self) -> None:
         before = self._newest()
-        try:
-            names = await self._xenstore.children(_HOMES)
-        except FileNotFoundError:
-            names = []
+        names = await self._xenstore.children_if_any(_HOMES)
         domids = {int(name) for name in names if name.isdigit()}
         found = {
             domid: uuid

@@ -72,6 +72,27 @@ async def test_what_does_not_exist_is_404_with_a_code_and_a_hint(daemon: Daemon,
     assert reply.json()["hint"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/domains/%00", 404),
+        ("GET", "/v1/domains/" + "x" * 5000, 404),
+        ("GET", "/v1/bases/%00", 422),
+        ("GET", "/v1/bases/.hidden", 422),
+        ("DELETE", "/v1/bases/%00", 422),
+        ("DELETE", "/v1/disks/a%0Ab", 422),
+        ("DELETE", "/v1/disks/" + "x" * 64, 422),
+    ],
+)
+async def test_what_is_no_name_is_refused(
+    daemon: Daemon, method: str, path: str, status: int
+) -> None:
+    async with daemon.http() as http:
+        reply = await http.request(method, path)
+    assert reply.status_code == status, reply.text
+    assert reply.json()["code"] in ("domain_not_found", "invalid_request")
+
+
 async def test_what_is_there_but_not_so_says_how(daemon: Daemon) -> None:
     async with daemon.http() as http:
         put = await http.put("/v1/jobs")

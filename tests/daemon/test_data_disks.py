@@ -6,7 +6,6 @@ The tests share two guests that have booted; each leaves them without a disk.
 import asyncio
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
-from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
@@ -97,7 +96,7 @@ async def test_a_disk_is_written_in_the_guest_taken_away_and_comes_back_with_its
     await seen(guests.mute, "vda")
     assert await hash_in_guest(guests.mute, "vda") == written
     removed = await run_job(daemon, detach_of(guests.mute.uuid, "vda", remove=True))
-    assert removed["history"][-1]["detail"] == f"{name}.qcow2 removed"
+    assert removed["history"][-1]["detail"] == f"disk {name} removed"
     await in_guest(guests.mute, "[ ! -e /dev/vda ]")
     assert files_of(daemon) == []
 
@@ -127,7 +126,7 @@ async def test_the_name_of_a_disk_is_safe_whatever_its_domain_is_called(guests: 
     job = await run_job(guests.daemon, attach_of(guests.mute.uuid, size=SIZE))
     (name,) = await holders(guests.daemon)
     assert name == f"mute-31m1-{job['id'][:8]}"
-    reply = await guests.daemon.get(f"/v1/domains/{quote(guests.mute.name)}")
+    reply = await guests.daemon.get(f"/v1/domains/{guests.mute.uuid}")
     assert [disk["name"] for disk in reply.json()["disks"]] == [name]
 
 

@@ -5,7 +5,6 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -291,10 +290,6 @@ async def killed_at(daemon: Daemon, body: Json, state: str) -> Json:
     await daemon.kill()
     await daemon.start()
     return await daemon.wait_for(job["id"], "SUCCEEDED")
-
-
-def whole(names: Sequence[str]) -> bool:
-    return not any(".part" in name or name.startswith(".") for name in names)
 
 
 @pytest.mark.parametrize("state", IMPORT)

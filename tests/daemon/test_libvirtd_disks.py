@@ -206,7 +206,7 @@ async def test_a_guest_that_does_not_let_go_keeps_its_disk_and_lets_go_when_aske
         body = detach_of(guest.name, "vda", remove=True, deadline_seconds=SHORT)
         job = await system_daemon.submit(body)
         for body, code in (
-            (detach_of(guest.name, "vda"), "domain_busy"),
+            (detach_of(guest.name, "vda"), "busy"),
             (attach_of(guest.name, size=SIZE), "domain_not_running"),
             (attach_of(other.name, disk="data"), "disk_in_use"),
         ):
@@ -214,6 +214,7 @@ async def test_a_guest_that_does_not_let_go_keeps_its_disk_and_lets_go_when_aske
         assert await delete_disk(system_daemon, "data") == (409, "disk_in_use")
         job = await system_daemon.wait_for(job["id"], "FAILED")
         assert job["failure"]["code"] == "deadline_exceeded"
+        assert "does it use the disk?" in job["failure"]["hint"]
         assert job["proof"] is None
         assert await holders(system_daemon) == {"data": guest.name}
         assert str(path) in libvirtd.xml(guest.name)
@@ -257,6 +258,25 @@ async def test_a_cancelled_attach_takes_back_what_libvirt_does_in_the_meantime(
     target = (await run_job(system_daemon, attach_of(other.name, disk="old")))["target"]
     await seen(other, target)
     assert await hash_in_guest(other, target) == written
+
+
+async def test_a_destroy_ends_a_domain_whose_cancelled_job_waits_for_it(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = await booted(libvirtd, "web1")
+    await system_daemon.start()
+    libvirtd.freeze_qemu(guest.name)
+    job = await system_daemon.submit(attach_of(guest.name, size=SIZE, name="new"))
+    await stuck_in_monitor(libvirtd, guest)
+    destroy = {"kind": "destroy", "domain": guest.uuid, "force": True}
+    early = await system_daemon.post(destroy | {"request_id": "early"})
+    assert (early.status_code, early.json()["code"]) == (409, "busy")
+    await system_daemon.cancel(job["id"])  # which has to wait for what libvirt was asked for
+    ended = await run_job(system_daemon, destroy | {"request_id": "late"})
+    assert states(ended) == ["ACCEPTED", "DOMAIN_REMOVED", "SUCCEEDED"]
+    job = await system_daemon.wait_for(job["id"], "FAILED")
+    assert job["failure"]["code"] == "cancelled"
+    assert files_of(system_daemon) == []
 
 
 # ---------------------------------------------------------------- power cuts

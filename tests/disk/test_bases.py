@@ -15,6 +15,7 @@ import pytest
 from provisiond.api.requests import DiskFormat
 from provisiond.disk import base_import
 from provisiond.disk.bases import Bases
+from provisiond.disk.chain import DiskChain
 from provisiond.disk.folder import is_immutable, make_mutable
 from provisiond.disk.manifest import BaseOrder, Manifest
 from provisiond.errors import (
@@ -30,7 +31,7 @@ from provisiond.errors import (
 )
 from provisiond.plan import bases_folder, disks_folder, plan_base
 from tests.disk.hostile import HOSTILE, Hostile
-from tests.disk.images import MIB, holds, make_image, make_overlay, write
+from tests.disk.images import MIB, holds, make_image, make_overlay, tool, write
 
 RAW, QCOW2, QCOW, VHD = DiskFormat.RAW, DiskFormat.QCOW2, DiskFormat.QCOW, DiskFormat.VHD
 
@@ -79,6 +80,12 @@ async def import_base(bases: Bases, order: BaseOrder) -> Manifest:
     return await bases.register(order)
 
 
+async def chain_of(bases: Bases, name: str) -> DiskChain:
+    """A base, verified, and all that it stands on."""
+    async with bases.hold(name) as chain:
+        return chain
+
+
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -111,7 +118,7 @@ async def test_an_image_becomes_a_base_of_the_format_that_was_asked_for(
     assert path.stat().st_mode & 0o777 == 0o444
     assert is_immutable(path)
     assert sha256(source) == before
-    chain = await bases.verify("debian")
+    chain = await chain_of(bases, "debian")
     assert (chain.depth, chain.top.path, chain.top.virtual_size) == (1, path, 8 * MIB)
     await bases.verify_hash("debian", silent)
     (state,) = await bases.list()
@@ -132,7 +139,7 @@ async def test_a_base_may_stand_on_another_and_then_holds_only_what_differs(
     assert upper.stat().st_size < 3 * MIB
     assert holds(upper, disk_format=QCOW2, pattern=0x11)
     assert holds(upper, disk_format=QCOW2, pattern=0x22, offset=MIB)
-    chain = await bases.verify("web")
+    chain = await chain_of(bases, "web")
     assert [image.path for image in chain.images] == [upper, lower]
     states = {state.manifest.name: state for state in await bases.list()}
     assert states["debian"].overlays == ("web",)
@@ -201,6 +208,64 @@ async def test_a_vhd_of_which_qemu_sees_only_a_part_is_refused(
     with pytest.raises(ImageRefused, match="has 8389120 bytes, of which QEMU sees 6963200"):
         await bases.write_image(order, silent)
     assert not order.plan.image.part.exists()
+
+
+async def test_what_was_looked_at_is_what_becomes_the_base_whatever_takes_its_place(
+    tmp_path: Path, image_dir: Path, bases: Bases
+) -> None:
+    secret = make_image(tmp_path / "secret", disk_format=RAW, pattern=0x66)
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "others").mkdir()
+    source = make_image(tmp_path / "uploads/source", disk_format=QCOW2)
+    make_overlay(tmp_path / "others/source", secret, base_format=RAW)
+    order = order_for(image_dir, source, source_format=QCOW2, disk_format=RAW)
+
+    def exchange(doing: str, _fraction: float) -> None:
+        if doing == "checking":  # it has been looked at, and no tool has opened it yet
+            (tmp_path / "uploads").rename(tmp_path / "away")
+            (tmp_path / "others").rename(tmp_path / "uploads")
+
+    await bases.write_image(order, exchange)
+    assert holds(bases.path_of(await bases.register(order)), disk_format=RAW, pattern=0x5A)
+
+
+async def test_an_errors_message_speaks_of_the_source_as_it_was_asked_for(
+    tmp_path: Path, image_dir: Path, bases: Bases
+) -> None:
+    source = make_image(tmp_path / "source", disk_format=RAW)
+    order = order_for(image_dir, source, source_format=QCOW2)
+    for ask in (bases.admit_import(order), bases.write_image(order, silent)):
+        with pytest.raises(ImageRefused, match=f"^{source}: ") as refusal:
+            await ask
+        assert "/proc" not in str(refusal.value)
+
+
+async def test_what_is_private_is_never_a_base(tmp_path: Path, image_dir: Path) -> None:
+    (tmp_path / "run").mkdir()
+    iso = make_image(tmp_path / "run/config.iso", disk_format=RAW)
+    (tmp_path / "link").symlink_to(iso)
+    disks = disks_folder(image_dir)
+    bases = Bases(
+        bases_folder(image_dir), disks=disks, reserve=0, max_chain=4, private=[tmp_path / "run"]
+    )
+    bases.prepare()
+    for source in (iso, tmp_path / "link"):
+        order = order_for(image_dir, source)
+        for ask in (bases.admit_import(order), bases.write_image(order, silent)):
+            with pytest.raises(ImageRefused, match="provisiond's own"):
+                await ask
+    bases.close()
+
+
+async def test_a_raw_base_never_looks_like_another_format(
+    tmp_path: Path, image_dir: Path, bases: Bases
+) -> None:
+    inner = make_image(tmp_path / "inner", disk_format=QCOW2)
+    source = tmp_path / "source"
+    tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", inner, source)
+    order = order_for(image_dir, source, source_format=QCOW2, disk_format=RAW)
+    with pytest.raises(ImageRefused, match="qcow2"):
+        await bases.write_image(order, silent)
 
 
 async def test_a_source_that_somebody_writes_to_is_busy(
@@ -423,7 +488,7 @@ async def test_every_change_of_a_base_is_seen(
 
     async def change() -> str:
         with pytest.raises(BaseChanged, match=r"^debian: ") as changed:
-            await bases.verify("debian")
+            await chain_of(bases, "debian")
         (state,) = await bases.list()
         assert state.changed == changed.value.message
         return changed.value.message
@@ -434,7 +499,7 @@ async def test_every_change_of_a_base_is_seen(
     path.chmod(0o444)
     assert "was written to after its import" in await change()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a tool that hides it would
-    await bases.verify("debian")
+    await chain_of(bases, "debian")
     with pytest.raises(BaseChanged, match="its hash differs"):
         await bases.verify_hash("debian", silent)
     path.write_bytes(whole[:-512])
@@ -461,14 +526,11 @@ async def test_a_change_anywhere_in_the_chain_is_seen(
     layer = make_overlay(tmp_path / "layer", lower)
     order = order_for(image_dir, layer, name="web", source_format=QCOW2, parent="debian")
     await import_base(bases, order)
-    await bases.verify("web")
+    await chain_of(bases, "web")
     make_mutable(lower)
     write(lower, disk_format=QCOW2, pattern=0x66)
     with pytest.raises(BaseChanged, match=r"^debian: .*was written to"):
-        await bases.verify("web")
-    with pytest.raises(BaseChanged, match=r"^debian: "):
-        async with bases.hold("web"):
-            pytest.fail("held")
+        await chain_of(bases, "web")
 
 
 async def test_a_base_that_is_open_for_writing_is_not_used(
@@ -478,10 +540,9 @@ async def test_a_base_that_is_open_for_writing_is_not_used(
     path = bases.path_of(await import_base(bases, order_for(image_dir, source)))
     make_mutable(path)
     with path.open("r+b"):
-        await bases.verify("debian")
+        assert (await bases.look_at("debian")).changed is None
         with pytest.raises(ImageBusy):
-            async with bases.hold("debian"):
-                pytest.fail("held")
+            await chain_of(bases, "debian")
 
 
 async def test_a_manifest_that_cannot_be_read_hides_no_other_base(
@@ -522,8 +583,9 @@ async def test_a_base_that_something_stands_on_stays(
         await bases.remove("debian", in_use={})
     overlay.unlink()
 
-    with pytest.raises(BaseInUse, match="the domain old-guest has it"):
+    with pytest.raises(BaseInUse, match="the domain old-guest has it") as caught:
         await bases.remove("debian", in_use={path: "old-guest"})
+    assert "that domain" in caught.value.hint
     (disks / "unknown.qcow2").write_bytes(b"QFI\xfb".ljust(512))
     with pytest.raises(BaseInUse, match=r"what .*unknown.qcow2 stands on cannot be read"):
         await bases.remove("debian", in_use={})
@@ -544,8 +606,9 @@ async def test_a_base_that_a_job_works_with_stays(
     source = make_image(tmp_path / "source", disk_format=RAW)
     await import_base(bases, order_for(image_dir, source))
     async with bases.hold("debian"), bases.hold("debian"):
-        with pytest.raises(BaseInUse, match="a job works with it"):
+        with pytest.raises(BaseInUse, match="a job works with it") as caught:
             await bases.remove("debian", in_use={})
+        assert "when it has ended" in caught.value.hint
     removing = asyncio.create_task(bases.remove("debian", in_use={}))
     await asyncio.sleep(0)
     while not removing.done():

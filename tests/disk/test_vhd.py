@@ -21,7 +21,6 @@ from provisiond.disk.vhd import (
     mend_geometry,
     read_chain,
     read_image,
-    refuse_for_qemu,
     snapshot_argv,
     tapdisk_available,
 )
@@ -35,6 +34,7 @@ from provisiond.errors import (
     VhdNeedsTapdisk,
 )
 from provisiond.threads import Threads
+from provisiond.virt.disk_xml import refuse_misread
 from tests.disk.blocks import SECTOR, Merged, merged, read_sector, write_sectors
 
 MIB = 2**20
@@ -91,19 +91,19 @@ def base(folder: Path) -> DiskImage:
 async def overlay(folder: Path, base: DiskImage, threads: Threads) -> DiskImage:
     part = folder / "disks" / "web1.vhd"
     await create_differencing(part, parent=base, size=base.virtual_size, threads=threads)
-    return read_image(part, root=folder)
+    return read_image(part)
 
 
 # ---------------------------------------------------------------- overlays that are sound
 async def test_an_overlay_is_small_private_and_says_what_it_stands_on(
-    folder: Path, base: DiskImage, overlay: DiskImage
+    base: DiskImage, overlay: DiskImage
 ) -> None:
     assert overlay.format is DiskFormat.VHD
     assert overlay.virtual_size == base.virtual_size == BASE_SIZE
     assert (overlay.backing, overlay.backing_format) == (base.path, DiskFormat.VHD)
     assert overlay.file_size == overlay.path.stat().st_size < 8192
     assert stat.S_IMODE(overlay.path.stat().st_mode) == 0o600
-    assert read_chain(overlay.path, root=folder).images == (overlay, base)
+    assert read_chain(overlay.path).images == (overlay, base)
 
 
 async def test_libvhdi_reads_the_base_through_an_overlay_and_what_was_written_to_it(
@@ -136,10 +136,10 @@ async def test_libvhdi_reads_a_chain_of_three_overlays(
     for name in ("two.vhd", "three.vhd"):
         part = folder / "disks" / name
         await create_differencing(part, parent=chain[-1], size=BASE_SIZE, threads=threads)
-        chain.append(read_image(part, root=folder))
+        chain.append(read_image(part))
     write_sectors(chain[-1].path, THIRD, at=2 * SECTOR)
-    assert read_chain(chain[-1].path, root=folder).images[0].backing == chain[-2].path
-    assert len(read_chain(chain[-1].path, root=folder).images) == 4
+    assert read_chain(chain[-1].path).images[0].backing == chain[-2].path
+    assert len(read_chain(chain[-1].path).images) == 4
     with merged(Merged(*(image.path for image in reversed(chain)))) as disk:
         assert disk.read(4 * SECTOR, at=0) == FIRST + SECOND + THIRD + bytes(SECTOR)
         assert all(wanted == found for wanted, found in disk.parent_identities)
@@ -150,7 +150,7 @@ async def test_a_parent_without_data_is_the_parent_all_the_same(
 ) -> None:
     part = folder / "disks" / "upper.vhd"
     await create_differencing(part, parent=overlay, size=BASE_SIZE, threads=threads)
-    assert read_image(part, root=folder).backing == overlay.path
+    assert read_image(part).backing == overlay.path
 
 
 async def test_an_overlay_over_a_raw_disk_reads_the_raw_disk(
@@ -160,7 +160,7 @@ async def test_an_overlay_over_a_raw_disk_reads_the_raw_disk(
     raw.write_bytes(FIRST * 8 * 1024)
     part = folder / "disks" / "web1.vhd"
     await create_differencing(part, parent=raw_image(raw), size=4 * MIB, threads=threads)
-    top, bottom = read_chain(part, root=folder).images
+    top, bottom = read_chain(part).images
     assert (top.backing, top.backing_format) == (raw, DiskFormat.RAW)
     assert bottom == raw_image(raw)
     write_sectors(part, SECOND, at=SECTOR)
@@ -194,7 +194,7 @@ async def test_an_overlay_stays_right_where_the_whole_tree_is_moved(
     moved.mkdir()
     for name in ("bases", "disks"):
         (folder / name).rename(moved / name)
-    top, bottom = read_chain(moved / "disks" / overlay.path.name, root=moved).images
+    top, bottom = read_chain(moved / "disks" / overlay.path.name).images
     assert top.backing == bottom.path == moved / "bases" / "golden.vhd"
 
 
@@ -307,10 +307,9 @@ async def test_qemu_reads_an_overlay_as_zeros_and_so_is_kept_from_it(
     qemu_img("convert", "-f", "vpc", "-O", "raw", overlay.path, out)  # it says nothing: status 0
     assert not any(out.read_bytes())
 
-    with pytest.raises(VhdNeedsTapdisk, match="golden"):
-        refuse_for_qemu(overlay)
-    refuse_for_qemu(base)
-    refuse_for_qemu(raw_image(out))
+    with pytest.raises(VhdNeedsTapdisk, match=overlay.path.name):
+        refuse_misread(read_chain(overlay.path), is_xen=False)
+    refuse_misread(read_chain(base.path), is_xen=False)
 
 
 def test_tapdisk_is_for_a_control_domain_that_has_it(tmp_path: Path) -> None:
@@ -417,9 +416,9 @@ def locate(path: Path, url: bytes) -> None:
         file.write(url)
 
 
-def refused(path: Path, reason: str, *, root: Path | None = None) -> None:
+def refused(path: Path, reason: str) -> None:
     with pytest.raises(ImageRefused, match=reason) as refusal:
-        read_chain(path, root=root)
+        read_chain(path)
     assert refusal.value.message.startswith(str(path.parent))
 
 
@@ -433,9 +432,11 @@ def test_what_is_no_vhd_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for path in (pipe, tmp_path, Path("/dev/zero"), tmp_path / "absent"):
-        with pytest.raises(ImageNotFound, match=path.name):
+    for path in (pipe, tmp_path, Path("/dev/zero")):
+        with pytest.raises(ImageRefused, match=f"^{path}: is no regular file$"):
             read_image(path)
+    with pytest.raises(ImageNotFound, match="No such file"):
+        read_image(tmp_path / "absent")
 
 
 def test_a_wrong_checksum_is_refused(base: DiskImage) -> None:
@@ -466,10 +467,10 @@ def test_a_wrong_checksum_is_refused(base: DiskImage) -> None:
     ],
 )
 async def test_fields_that_lead_out_of_the_file_or_contradict_are_refused(
-    folder: Path, overlay: DiskImage, at: int, value: bytes, reason: str
+    overlay: DiskImage, at: int, value: bytes, reason: str
 ) -> None:
     change(overlay.path, at, value)
-    refused(overlay.path, reason, root=folder)
+    refused(overlay.path, reason)
 
 
 def test_a_table_as_large_as_memory_is_refused_in_a_sparse_file(base: DiskImage) -> None:
@@ -482,14 +483,12 @@ def test_a_table_as_large_as_memory_is_refused_in_a_sparse_file(base: DiskImage)
     refused(base.path, "absurdly large")
 
 
-async def test_a_differencing_disk_cannot_be_given_as_a_plain_one(
-    folder: Path, overlay: DiskImage
-) -> None:
+async def test_a_differencing_disk_cannot_be_given_as_a_plain_one(overlay: DiskImage) -> None:
     change(overlay.path, 60, (2).to_bytes(4, "big"))  # type: fixed
-    refused(overlay.path, "another one at its start", root=folder)
+    refused(overlay.path, "another one at its start")
     change(overlay.path, 60, (4).to_bytes(4, "big"))
     change(overlay.path, 512 + 576, bytes(192))  # no locators
-    refused(overlay.path, "names no parent", root=folder)
+    refused(overlay.path, "names no parent")
 
 
 def test_a_fixed_disk_whose_guest_writes_a_footer_to_its_start_is_refused(tmp_path: Path) -> None:
@@ -503,8 +502,6 @@ def test_a_fixed_disk_whose_guest_writes_a_footer_to_its_start_is_refused(tmp_pa
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        (b"file:///etc/shadow", "outside"),
-        (b"file://../../../../../../../../../../etc/shadow", "outside"),
         (b"file://../bases/../../../../../../../etc/shadow", "'..' where none belongs"),
         (b"file://../bases/golden.vhd\0", "characters"),
         (b"file://../bases/golden.vhd\n", "characters"),
@@ -516,47 +513,32 @@ def test_a_fixed_disk_whose_guest_writes_a_footer_to_its_start_is_refused(tmp_pa
     ],
 )
 async def test_a_parent_is_never_searched_where_a_stranger_says(
-    folder: Path, overlay: DiskImage, url: bytes, reason: str
+    overlay: DiskImage, url: bytes, reason: str
 ) -> None:
     locate(overlay.path, url)
-    refused(overlay.path, reason, root=folder)
+    refused(overlay.path, reason)
 
 
-async def test_a_parent_lies_in_the_images_own_folder_unless_more_is_allowed(
-    folder: Path, overlay: DiskImage
-) -> None:
-    refused(overlay.path, "lies outside of")
+async def test_a_parent_may_lie_in_the_images_own_folder(folder: Path, overlay: DiskImage) -> None:
     beside = folder / "bases" / "beside.vhd"
     beside.write_bytes(overlay.path.read_bytes())
     locate(beside, b"file://./golden.vhd")
     assert read_image(beside).backing == folder / "bases" / "golden.vhd"
 
 
-async def test_a_symbolic_link_leads_no_further_than_a_path(
-    folder: Path, overlay: DiskImage
-) -> None:
-    (folder / "bases" / "link.vhd").symlink_to("/etc/shadow")
-    locate(overlay.path, b"file://../bases/link.vhd")
-    refused(overlay.path, "/etc/shadow lies outside", root=folder)
-
-
-async def test_locators_that_lead_to_different_files_are_refused(
-    folder: Path, overlay: DiskImage
-) -> None:
+async def test_locators_that_lead_to_different_files_are_refused(overlay: DiskImage) -> None:
     content = overlay.path.read_bytes()
     honest = ".\\..\\bases\\golden.vhd".encode("utf-16-le")
     other = ".\\..\\bases\\secret.vhd".encode("utf-16-le")
     assert content.count(honest) == 2
     overlay.path.write_bytes(content.replace(honest, other, 1))
-    refused(overlay.path, "different files", root=folder)
+    refused(overlay.path, "different files")
 
 
-async def test_a_parent_of_another_identity_is_refused(
-    folder: Path, base: DiskImage, overlay: DiskImage
-) -> None:
+async def test_a_parent_of_another_identity_is_refused(base: DiskImage, overlay: DiskImage) -> None:
     base.path.unlink()
     make_base(base.path, content=bytes(BASE_SIZE))
-    refused(overlay.path, "not the image that it was made over", root=folder)
+    refused(overlay.path, "not the image that it was made over")
 
 
 @pytest.mark.parametrize("missing", [1, 512, 4096, MIB])
@@ -586,11 +568,11 @@ def test_a_truncated_fixed_disk_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_tapdisk_has_grown_is_read_before_it_is_closed(
-    folder: Path, overlay: DiskImage
+    overlay: DiskImage,
 ) -> None:
     write_sectors(overlay.path, SECOND, at=0)
     os.truncate(overlay.path, overlay.path.stat().st_size - 512)
-    assert read_image(overlay.path, root=folder).backing == overlay.backing
+    assert read_image(overlay.path).backing == overlay.backing
 
 
 def test_a_hostile_table_takes_no_time_and_no_memory(base: DiskImage) -> None:

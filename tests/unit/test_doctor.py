@@ -1,5 +1,6 @@
 """The doctor's judgement: on a kernel's own words, and on folders laid out as /sys has them."""
 
+import shutil
 from pathlib import Path
 
 from provisiond.api.replies import HealthView
@@ -7,8 +8,10 @@ from provisiond.doctor import (
     Level,
     check_daemon,
     check_group,
+    check_reserve,
     check_socket,
     check_space,
+    check_templates,
     check_tmpfs,
     check_writable,
     check_xen,
@@ -83,6 +86,25 @@ def test_a_folder_that_cannot_be_written_is_told_with_the_reason(tmp_path: Path)
     assert on_proc.level is Level.FAIL
     assert on_proc.todo
     assert check_space("state_dir", Path("/proc")).level is Level.FAIL
+
+
+def test_what_is_left_free_for_others_is_no_room_for_images(tmp_path: Path) -> None:
+    assert check_reserve(tmp_path / "new", reserve=0).level is Level.OK
+    full = check_reserve(tmp_path / "new", reserve=shutil.disk_usage(tmp_path).total)
+    assert full.level is Level.WARN
+    assert "reserve_mib" in full.todo
+
+
+def test_the_template_that_is_used_where_none_is_named_is_looked_for(tmp_path: Path) -> None:
+    template = tmp_path / "default.xml"
+    absent = check_templates(tmp_path)
+    assert (absent.level, f"> {template}" in absent.todo) == (Level.WARN, True)
+    template.write_text("<network/>")
+    wrong = check_templates(tmp_path)
+    assert (wrong.level, "<network>" in wrong.found) == (Level.WARN, True)
+    template.write_text("<domain type='qemu'/>")
+    good = check_templates(tmp_path)
+    assert (good.level, good.found) == (Level.OK, f"{template} makes guests of type qemu")
 
 
 # ---------------------------------------------------------------- the socket

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
-from provisiond.errors import DomainBusy, GuestFailed
+from provisiond.errors import Busy, GuestFailed
 from provisiond.job import TRANSITIONS, Failure, Job, advance
 
 S = JobState
@@ -150,10 +150,8 @@ def test_a_fact_cannot_change_the_state_behind_the_transition() -> None:
 
 
 def test_a_failure_keeps_the_words_of_its_error() -> None:
-    busy = Failure.of(DomainBusy("web1: another job is at work on it"))
-    assert busy == Failure(
-        "domain_busy", "web1: another job is at work on it", DomainBusy.default_hint, None
-    )
+    busy = Failure.of(Busy("web1: another job is at work on it"))
+    assert busy == Failure("busy", "web1: another job is at work on it", Busy.default_hint, None)
     assert Failure.of(GuestFailed("web1: no", step="network")).step == "network"
 
 

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
-from provisiond.errors import DomainBusy, RequestConflict, StateUnusable, StateUnwritable
+from provisiond.errors import Busy, RequestConflict, StateUnusable, StateUnwritable
 from provisiond.job import Event, Failure, Job, Proof, advance
 from provisiond.store import Fact, Store
 
@@ -158,7 +158,7 @@ async def test_a_domain_has_one_unfinished_job(store: Store) -> None:
     first = job_of(1, domain=7)
     await store.insert(first, "x")
     assert await store.unfinished_on(first.works_on, None) == first
-    with pytest.raises(DomainBusy, match="web7"):
+    with pytest.raises(Busy, match="web7"):
         await store.insert(job_of(2, domain=7), "x")
     await store.insert(job_of(3, domain=8), "x")
     await store.save(failed(first), [Fact(S.FAILED, "x")])
@@ -178,7 +178,7 @@ async def test_a_request_id_is_taken_for_ever(store: Store) -> None:
 
 async def test_a_refused_job_leaves_nothing(store: Store) -> None:
     await store.insert(job_of(1, domain=7), "x")
-    with pytest.raises(DomainBusy):
+    with pytest.raises(Busy):
         await store.insert(job_of(2, domain=7), "never")
     assert await store.find(job_of(2).id) is None
     assert [event.detail for event in await store.events_after(0)] == ["x"]
@@ -188,7 +188,7 @@ async def test_one_of_many_inserts_for_one_domain_wins(store: Store) -> None:
     jobs = [job_of(number, domain=7) for number in range(20)]
     tries = [store.insert(job, "x") for job in jobs]
     answers = await asyncio.gather(*tries, return_exceptions=True)
-    assert sorted(type(answer).__name__ for answer in answers) == ["DomainBusy"] * 19 + ["NoneType"]
+    assert sorted(type(answer).__name__ for answer in answers) == ["Busy"] * 19 + ["NoneType"]
     assert len(await store.unfinished()) == 1
 
 
@@ -307,7 +307,7 @@ async def test_a_domain_that_was_renamed_still_has_one_unfinished_job(store: Sto
     first = job_of(1, domain=7)
     await store.insert(first, "x")
     assert await store.unfinished_on("domain new", first.domain_uuid) == first
-    with pytest.raises(DomainBusy, match="new"):
+    with pytest.raises(Busy, match="new"):
         await store.insert(
             replace(job_of(2, domain=7), subject="new", works_on="domain new"), "never"
         )
@@ -327,7 +327,7 @@ async def test_jobs_without_a_domain_are_apart_from_each_other(store: Store) -> 
     for job in jobs:
         await store.insert(job, "x")
     assert await store.unfinished() == jobs
-    with pytest.raises(DomainBusy, match="x: another job"):
+    with pytest.raises(Busy, match="x: another job"):
         await store.insert(replace(jobs[0], id="f" * 32, request_id="other"), "never")
 
 
@@ -370,7 +370,7 @@ async def test_the_jobs_of_version_1_are_there_afterwards(file: Path) -> None:
         assert await store.unfinished() == [job]
         (event,) = await store.events_after(0, job_id=job.id)
         assert (event.subject, event.detail) == ("web7", "request accepted")
-        with pytest.raises(DomainBusy):
+        with pytest.raises(Busy):
             await store.insert(replace(job_of(8), works_on=job.works_on), "never")
         await store.close()
 

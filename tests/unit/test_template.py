@@ -1,5 +1,6 @@
 """A domain out of an operator's template: what real tools print is mended, and libvirt takes it."""
 
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
@@ -305,6 +306,40 @@ def test_a_disk_that_all_guests_would_write_to_is_refused() -> None:
         assert [source.get("file") for source in disks] == ["/srv/images/0.qcow2", "/b"]
 
 
+@pytest.mark.parametrize("device", ["disk", "lun", "floppy"])
+def test_no_second_disk_of_any_kind_is_written_by_every_guest(device: str) -> None:
+    root = "<disk><source file='/a'/><target dev='vda'/></disk>"
+    second = f"<disk device='{device}'><source file='/b'/><target dev='vdb'/></disk>"
+    with pytest.raises(TemplateUnusable, match="a second disk, vdb,"):
+        built(with_devices(root, second))
+    built(with_devices(root, second.replace(device, "cdrom")))
+
+
+def test_nothing_else_is_written_by_every_guest_either() -> None:
+    with pytest.raises(TemplateUnusable, match="has an NVDIMM"):
+        built(with_devices("<memory model='nvdimm'><source><path>/b</path></source></memory>"))
+    with pytest.raises(TemplateUnusable, match="has <devices> twice"):
+        built(with_devices(outside="<devices><disk><source file='/b'/></disk></devices>"))
+
+
+def test_a_template_is_no_deeper_than_libvirt_is() -> None:
+    with pytest.raises(TemplateUnusable, match="stand in one another"):
+        built(with_devices("<a>" * 20_000 + "</a>" * 20_000))
+
+
+def test_only_a_regular_file_of_a_decent_size_is_a_template(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.xml")
+    (tmp_path / "folder.xml").mkdir()
+    (tmp_path / "long.xml").write_text("x" * (2**20 + 1))
+    for name, why in (
+        ("fifo", "is no regular file"),
+        ("folder", "is no regular file"),
+        ("long", "is longer than"),
+    ):
+        with pytest.raises(TemplateUnusable, match=why):
+            read_template(tmp_path, name)
+
+
 # ---------------------------------------------------------------- memory, vcpus
 def test_memory_is_what_was_asked_for_whatever_the_unit_was() -> None:
     text = with_devices(outside="<currentMemory unit='GiB'>1</currentMemory>")
@@ -509,6 +544,3 @@ def test_a_template_that_cannot_be_read_is_named_with_its_path(tmp_path: Path) -
     (tmp_path / "latin.xml").write_bytes("<domain>\xe9</domain>".encode("latin-1"))
     with pytest.raises(TemplateUnusable, match=r"latin\.xml is no UTF-8 text"):
         read_template(tmp_path, "latin")
-    (tmp_path / "folder.xml").mkdir()
-    with pytest.raises(TemplateUnusable, match=r"folder\.xml cannot be read: Is a directory"):
-        read_template(tmp_path, "folder")

@@ -1,15 +1,17 @@
 """The laboratory's machine, as far as no boot is needed: its command line, its end, its results."""
 
+import re
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.lab.domain import Guest
-from tests.lab.initramfs import GuestFiles
+from tests.lab.initramfs import PROJECT, GuestFiles
 from tests.xen.domu import domu_template_xml, domu_xml
 from tests.xen.image import Dom0Files
 from tests.xen.machine import Disks, MachineFailed, qemu_argv, run_machine, unpack_results
+from tests.xen.wheels import LEFT_OUT, dom0_lock
 
 
 @pytest.fixture
@@ -101,3 +103,12 @@ def test_a_template_of_pv_guests_names_nothing_that_is_one_guests() -> None:
     assert "lab.silent</cmdline>" in xml
     for part in ("<uuid", "<mac", "<disk"):
         assert part not in xml
+
+
+def test_the_lock_of_dom0_lacks_what_is_left_out_and_nothing_else() -> None:
+    def names(lock: str) -> set[str]:
+        return set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
+
+    whole = (PROJECT / "constraints.txt").read_text()
+    assert names(whole) - names(dom0_lock()) == set(LEFT_OUT)
+    assert all(line in whole.splitlines() for line in dom0_lock().splitlines())

@@ -22,7 +22,7 @@ from tests.lab.initramfs import PROJECT, guest_files
 from tests.lab.packages import PackageUnavailable
 from tests.xen.image import dom0_files
 from tests.xen.machine import Disks, MachineFailed, run_machine, unpack_results
-from tests.xen.wheels import fetch_wheels
+from tests.xen.wheels import dom0_lock, fetch_wheels
 
 RESULTS = PROJECT / "build" / "xen"
 SILENCE = 600.0  # seconds; on two free cores nothing is silent for a tenth of it
@@ -68,7 +68,10 @@ async def _boot(disks: Disks, say: Callable[[str], None], *, shell: bool, suite:
 
 
 def _fill(given: tarfile.TarFile, run: str) -> None:
-    """What dom0 gets: this tree as git sees it, the wheels, the guests' files, and what to run."""
+    """What dom0 gets: this tree as git sees it, the wheels, the guests' files, and what to run.
+
+    The tree's lock is without what is not installed there.
+    """
     guest, disk_guest = guest_files(), disk_guest_files()
     given.add(guest.kernel, "guest/vmlinuz")
     given.add(guest.initramfs, "guest/initramfs.gz")
@@ -76,11 +79,17 @@ def _fill(given: tarfile.TarFile, run: str) -> None:
     given.add(disk_guest.image, "guest/root.ext4")
     given.add(fetch_wheels(), "wheels")
     for name in _tracked():
-        given.add(PROJECT / name, f"provisiond/{name}")
-    script = tarfile.TarInfo("run")
-    script.mode = 0o755
-    script.size = len(run.encode())
-    given.addfile(script, io.BytesIO(run.encode()))
+        if name != "constraints.txt":
+            given.add(PROJECT / name, f"provisiond/{name}")
+    _add_text(given, "provisiond/constraints.txt", dom0_lock(), mode=0o644)
+    _add_text(given, "run", run, mode=0o755)
+
+
+def _add_text(given: tarfile.TarFile, name: str, text: str, *, mode: int) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.mode = mode
+    entry.size = len(text.encode())
+    given.addfile(entry, io.BytesIO(text.encode()))
 
 
 def _run_script(*, shell: bool, suite: list[str]) -> str:

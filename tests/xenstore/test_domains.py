@@ -1,4 +1,4 @@
-"""A VM is followed by its UUID: through reboots, and through the loss of xenstored."""
+"""A domain is followed by its UUID: through reboots, and through the loss of xenstored."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ async def domains(xenstored: Xenstored) -> AsyncIterator[Domains]:
 
 
 async def becomes(domains: Domains, uuid: str, domid: int | None) -> None:
-    """Returns when the VM has this domid; whoever follows it is woken for that."""
+    """Returns when the domain has this domid; whoever follows it is woken for that."""
     wake = asyncio.Event()
     with domains.following(uuid, wake=wake):
         async with asyncio.timeout(SOON):

@@ -50,7 +50,9 @@ class DomainDetails(Domain):
 
 def look_up(connection: Any, name_or_uuid: str) -> Any:
     """libvirt's own object of the domain; raises DomainNotFound."""
-    for ask in (connection.lookupByUUIDString, connection.lookupByName):
+    # A name with a NUL is none, and libvirt-python takes it for a defect of its caller.
+    asks = (connection.lookupByUUIDString, connection.lookupByName)
+    for ask in asks if "\0" not in name_or_uuid else ():
         try:
             return ask(name_or_uuid)
         except libvirt.libvirtError as error:

@@ -58,7 +58,8 @@ async def test_one_command_makes_a_guest_and_another_one_ends_it(
     assert (await in_guest(guest, "grep ' / ' /proc/mounts")).startswith("/dev/xvda / ext4 rw,")
 
     overlay = DISK_FOLDER / "made1.qcow2"
-    (disk,) = (await service.get("/v1/disks")).json()["disks"]
+    disks = (await service.get("/v1/disks")).json()["disks"]
+    (disk,) = [disk for disk in disks if disk["name"] == guest.name]
     assert (disk["path"], disk["base"], disk["domain"]) == (str(overlay), "tiny", guest.name)
     assert host.target_of(guest, overlay) == "xvda"
     assert f"/backend/qdisk/{number}/{host.vdev('xvda')}/" in host.back_ends()
@@ -82,7 +83,7 @@ async def test_one_command_makes_a_guest_and_another_one_ends_it(
     assert f"/{number}/" not in host.back_ends()
     assert_nobody_has(overlay.name)
     assert_nobody_has(Path(base["path"]).name)
-    assert list(DISK_FOLDER.iterdir()) == []
+    assert list(DISK_FOLDER.glob("*made1*")) == []
     assert hashlib.sha256(Path(base["path"]).read_bytes()).hexdigest() == base["sha256"]
     assert await base_named(service, "tiny") == base
     async with service.http() as http:

@@ -1,4 +1,4 @@
-"""Images of each format, made by the tool that can: VHD has its own, qemu-img makes the rest."""
+"""New images: overlays, blanks and copies, each made by the tool that can: VHD has its own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +88,7 @@ async def read_overlay(
     Raises ToolFailed where it is another one than was asked for.
     """
     if disk_format is DiskFormat.VHD:
-        chain = await threads.call(vhd.read_chain, path, root=Path("/"))
+        chain = await threads.call(vhd.read_chain, path)
     else:
         chain = await qemu_img.read_chain(path, disk_format=disk_format)
     check_overlay(chain, base=base, size=size, max_chain=max_chain)
