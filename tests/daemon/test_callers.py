@@ -218,6 +218,36 @@ async def test_a_hangup_reads_the_certificates_again_and_wrong_ones_change_nothi
 TLS_FILES = ("tls_certificate", "tls_key", "tls_client_ca")
 
 
+async def test_a_plain_name_is_that_of_a_systemd_credential(
+    remote: Daemon, authority: Certificate, tmp_path: Path
+) -> None:
+    await remote.stop()
+    remote.settings |= {
+        name: Path(str(remote.settings[name])).name for name in ("tls_certificate", "tls_key")
+    }
+    remote.environment = {**remote.environment, "CREDENTIALS_DIRECTORY": str(tmp_path)}
+    remote.log.unlink()
+    await remote.start()
+    own = make_certificate(tmp_path, "watch.example.org", by=authority)
+    async with client(remote, authority, own) as http:
+        assert (await http.get("/v1/domains")).status_code == 200
+
+
+async def test_the_sockets_that_systemd_passes_are_taken_and_left(idle_daemon: Daemon) -> None:
+    idle_daemon.prefix = ("systemd-socket-activate", f"--listen={idle_daemon.socket}")
+    idle_daemon.settings["socket"] = str(idle_daemon.folder / "unused.sock")
+    address = idle_daemon.socket
+    await idle_daemon.spawn()
+    async with asyncio.timeout(SOON):
+        for _ in iter(address.exists, True):
+            await asyncio.sleep(0.02)
+        asked = await ask(idle_daemon, "GET", "/v1/domains", uid=0, groups=[])
+    assert asked == (200, "")
+    assert not (idle_daemon.folder / "unused.sock").exists()
+    assert await idle_daemon.stop() == 0
+    assert address.exists()
+
+
 async def hang_up(daemon: Daemon, said: str) -> None:
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGHUP)
