@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ log = logging.getLogger(__name__)
 
 _RECONNECT_SECONDS = 2.0
 _STATUS_SECONDS = 10.0
+_PRUNE_SECONDS = 3600.0
+_DAY = 86400.0
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
 _ISO_THREADS = 2
@@ -106,7 +109,7 @@ async def serve(settings: Settings) -> None:
             await _destroy_left_isos(tools.store, settings)
             async with supervisor.running():
                 server = Server(app, listeners, traffic)
-                await _answer(server, supervisor, tools, xen, until=stop)
+                await _answer(server, supervisor, tools, xen, settings, until=stop)
 
 
 async def _answer(
@@ -114,6 +117,7 @@ async def _answer(
     supervisor: Supervisor,
     tools: Tools,
     xen: "_Xen | None",
+    settings: Settings,
     *,
     until: asyncio.Event,
 ) -> None:
@@ -123,6 +127,7 @@ async def _answer(
         keeping = [
             tasks.create_task(_keep_connected(tools.hypervisor), name="libvirt"),
             tasks.create_task(_tell_systemd(supervisor), name="systemd"),
+            tasks.create_task(_prune(tools.store, settings), name="prune"),
         ]
         if xen:
             keeping += [
@@ -296,6 +301,16 @@ async def _keep_connected(hypervisor: Hypervisor) -> None:
         if not hypervisor.connected:
             with contextlib.suppress(HypervisorUnavailable):
                 await hypervisor.connect()
+
+
+async def _prune(store: Store, settings: Settings) -> None:
+    """Remove what is old, now and every hour."""
+    while True:
+        before = time.time() - settings.keep_days * _DAY
+        with contextlib.suppress(StateUnwritable):  # it is tried again
+            if removed := await store.prune(before=before, keep=settings.keep_jobs):
+                log.info("%d ended jobs are removed with their history", removed)
+        await asyncio.sleep(_PRUNE_SECONDS)
 
 
 async def _tell_systemd(supervisor: Supervisor) -> None:

@@ -149,6 +149,11 @@ class Settings(BaseSettings):
     detach_seconds: Seconds = 60
     """For one try of the ISO's detach, which is tried until it is gone, or of an undo's; a job that
     detaches a data disk has failed then."""
+    keep_days: Annotated[float, Field(gt=0, le=36500)] = 90
+    """How long ended jobs and their history are kept; of each domain the last job that its guest
+    has taken is kept longer, since its addresses are known by it."""
+    keep_jobs: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
+    """The most ended jobs that are kept at all."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, to the journal under systemd and to stderr elsewhere."""
 
