@@ -1,0 +1,144 @@
+"""A scenario at every point: recorded once, then cut there, started again and looked at."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tests.daemon.fixtures import fresh_folder
+from tests.daemon.program import Daemon
+from tests.faults.cut import Point, PowerCut, points_of
+from tests.faults.scenario import Scenario
+from tests.faults.world import LIMIT, Host, died
+from tests.lab.fixtures import fresh_root
+from tests.lab.initramfs import guest_files
+from tests.lab.program import Lab
+
+SECONDS = 240  # for one scenario once, a guest's boot included
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a cut at one point has led to. `limits` is what libvirt forgot when it died as well."""
+
+    scenario: str
+    point: Point
+    reached: bool
+    outcome: str
+    problems: tuple[str, ...]
+    limits: tuple[str, ...]
+    seconds: float
+
+
+class Broken(Exception):
+    """The scenario does not work even without a cut."""
+
+
+@asynccontextmanager
+async def scene(kind: type[Scenario]) -> AsyncIterator[Scenario]:
+    """The scenario on a host of its own, whose daemon serves; it has worked once, uncut."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(fresh_folder())
+        cut = PowerCut(folder / "cut")
+        lab = None
+        if kind.with_guests:
+            lab = Lab(root=stack.enter_context(fresh_root()), files=guest_files())
+        settings = {"libvirt_uri": "test:///default" if lab is None else lab.uri, **kind.settings}
+        host = Host(folder, cut, Daemon(folder, settings, environment=cut.environment), lab)
+        scenario = kind(host)
+        if lab is not None:
+            scenario.start_guests(lab)
+        try:
+            async with asyncio.timeout(SECONDS):
+                await host.daemon.start()
+                await scenario.prepare()
+                await _uncut(scenario)
+            yield scenario
+        finally:
+            await host.daemon.kill()
+
+
+async def _uncut(scenario: Scenario) -> Sequence[str]:
+    """The calls of a run without a cut."""
+    await scenario.ready()
+    scenario.host.cut.arm(None)
+    await scenario.act()
+    calls = scenario.host.cut.disarm()
+    outcome = await scenario.settle()
+    if problems := await _problems(scenario):
+        raise Broken(f"{scenario.name} without a cut: {outcome}; {'; '.join(problems)}")
+    return calls
+
+
+async def record(scenario: Scenario) -> Sequence[Point]:
+    """Every point of it, where it is not the first time."""
+    async with asyncio.timeout(SECONDS):
+        return list(points_of(await _uncut(scenario)))
+
+
+async def cut_at(scenario: Scenario, point: Point) -> Row:
+    """End the daemon there, start it again, wait for what it makes of it, and look."""
+    started = time.monotonic()
+    reached, outcome, problems = False, "", []
+    try:
+        async with asyncio.timeout(SECONDS):
+            await scenario.ready()
+            reached = await _until_cut(scenario, point)
+            await _start_again(scenario)
+            outcome = await scenario.settle()
+            problems = await _problems(scenario)
+    except TimeoutError:
+        problems = [f"no end within {SECONDS} s"]
+    except Exception as error:  # noqa: BLE001 - whatever a wrong world makes a check do is a finding
+        problems = [f"{type(error).__name__}: {error}"[:300]]
+    return Row(
+        scenario.name,
+        point,
+        reached,
+        outcome,
+        tuple(text for text in problems if not text.startswith(LIMIT)),
+        tuple(text for text in problems if text.startswith(LIMIT)),
+        time.monotonic() - started,
+    )
+
+
+async def _until_cut(scenario: Scenario, point: Point) -> bool:
+    """Whether the daemon died on its way; else it came to the end."""
+    daemon = scenario.host.daemon
+    scenario.host.cut.arm(point)
+    acting = asyncio.create_task(scenario.act())
+    try:
+        while not acting.done() and (daemon.process is None or daemon.process.returncode is None):
+            await asyncio.wait([acting], timeout=0.05)
+        if not acting.done():
+            acting.cancel()
+        try:
+            await acting
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            if not died(error):
+                raise
+    finally:
+        acting.cancel()
+        scenario.host.cut.disarm()
+    if daemon.process is None:
+        return False
+    try:
+        # After the last call of all the answer may have come before the end.
+        async with asyncio.timeout(0.5):
+            return await daemon.process.wait() != 0
+    except TimeoutError:
+        return False
+
+
+async def _start_again(scenario: Scenario) -> None:
+    await scenario.host.daemon.kill()
+    await scenario.host.daemon.start()
+
+
+async def _problems(scenario: Scenario) -> list[str]:
+    problems = [*await scenario.check(), *await scenario.host.leftovers()]
+    return [*problems, *await scenario.again(), *await scenario.host.leftovers()]
