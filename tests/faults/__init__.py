@@ -6,6 +6,7 @@ process just before or just after one of them. Read it in this order:
 
 power_cut.c           the library
 cut.py                it is built, told where to cut, and says which calls there were
+hypervisor.py         where the guests run: libvirt inside the daemon, or libvirtd beside it
 world.py              what is on the host: files, ISOs, domains, QEMU processes, jobs
 scenario.py           something that is asked for, and when the world is right afterwards
 images.py, guests.py  the scenarios

@@ -8,11 +8,13 @@ import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from tests.faults import guests, images
 from tests.faults.campaign import Row, cut_at, record, scene
 from tests.faults.cut import Point
+from tests.faults.hypervisor import GuestHost, beside, embedded
 from tests.faults.scenario import Scenario
 
 LOG_TAIL = 6000
@@ -25,11 +27,18 @@ def main() -> int:
     parser.add_argument("--only", choices=SCENARIOS, action="append", help="this scenario")
     parser.add_argument("--limit", type=int, help="of each scenario, this many points evenly")
     parser.add_argument("--match", default="", help="only the points that have this in them")
+    parser.add_argument(
+        "--libvirtd",
+        action="store_true",
+        help="a libvirtd beside provisiond, which lives on, in place of libvirt's driver inside it",
+    )
     wanted = parser.parse_args()
+    hypervisor = beside if wanted.libvirtd else embedded
     started = time.monotonic()
     rows = []
     for name in wanted.only or SCENARIOS:
-        rows += asyncio.run(_campaign(SCENARIOS[name], limit=wanted.limit, match=wanted.match))
+        kind = SCENARIOS[name]
+        rows += asyncio.run(_campaign(kind, hypervisor, limit=wanted.limit, match=wanted.match))
     print_table(rows)
     wrong = sum(bool(row.problems) for row in rows)
     missed = sum(not row.reached for row in rows)
@@ -41,11 +50,17 @@ def main() -> int:
     return int(wrong > 0)
 
 
-async def _campaign(kind: type[Scenario], *, limit: int | None, match: str) -> list[Row]:
+async def _campaign(
+    kind: type[Scenario],
+    hypervisor: Callable[[], AbstractContextManager[GuestHost]],
+    *,
+    limit: int | None,
+    match: str,
+) -> list[Row]:
     rows: list[Row] = []
     points: list[Point] | None = None
     while points is None or len(rows) < len(points):
-        async with scene(kind) as scenario:
+        async with scene(kind, hypervisor) as scenario:
             if points is None:
                 points = choose([p for p in await record(scenario) if match in str(p)], limit)
             for point in points[len(rows) :]:

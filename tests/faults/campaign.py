@@ -3,19 +3,24 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from tests.daemon.fixtures import fresh_folder
 from tests.daemon.program import Daemon
 from tests.faults.cut import Point, PowerCut, points_of
+from tests.faults.hypervisor import GuestHost, embedded
 from tests.faults.scenario import Scenario
 from tests.faults.world import LIMIT, Host, died
-from tests.lab.fixtures import fresh_root
-from tests.lab.initramfs import guest_files
-from tests.lab.program import Lab
 
+WITHOUT_KVM = """\
+if [ -e /dev/kvm ]; then
+    mount --bind "$1" /dev/kvm && mount -o remount,bind,ro /dev/kvm || exit 1
+fi
+shift
+exec "$@"
+"""
 SECONDS = 240  # for one scenario once, a guest's boot included
 
 
@@ -37,27 +42,40 @@ class Broken(Exception):
 
 
 @asynccontextmanager
-async def scene(kind: type[Scenario]) -> AsyncIterator[Scenario]:
+async def scene(
+    kind: type[Scenario],
+    hypervisor: Callable[[], AbstractContextManager[GuestHost]] = embedded,
+) -> AsyncIterator[Scenario]:
     """The scenario on a host of its own, whose daemon serves; it has worked once, uncut."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(fresh_folder())
+        folder.chmod(0o755)  # QEMU may run as another user
         cut = PowerCut(folder / "cut")
-        lab = None
-        if kind.with_guests:
-            lab = Lab(root=stack.enter_context(fresh_root()), files=guest_files())
-        settings = {"libvirt_uri": "test:///default" if lab is None else lab.uri, **kind.settings}
-        host = Host(folder, cut, Daemon(folder, settings, environment=cut.environment), lab)
-        scenario = kind(host)
-        if lab is not None:
-            scenario.start_guests(lab)
+        guests = stack.enter_context(hypervisor()) if kind.with_guests else None
+        settings = {"libvirt_uri": "test:///default" if guests is None else guests.uri}
+        prefix = (*(() if guests is None else guests.prefix), *_prefix(cut))
+        daemon = Daemon(folder, settings | kind.settings, prefix=prefix)
+        scenario = kind(Host(folder, cut, daemon, guests))
+        if guests is not None:
+            scenario.start_guests(guests)
         try:
             async with asyncio.timeout(SECONDS):
-                await host.daemon.start()
+                await daemon.start()
                 await scenario.prepare()
                 await _uncut(scenario)
             yield scenario
         finally:
-            await host.daemon.kill()
+            await daemon.kill()
+
+
+def _prefix(cut: PowerCut) -> tuple[str, ...]:
+    """What becomes the daemon: the same process, with the library.
+
+    A KVM that root may open and that does not work has libvirt ask QEMU for seconds what it can do,
+    at every start of a guest: the daemon has one that is on a read-only file system.
+    """
+    words = (f"{name}={value}" for name, value in cut.environment.items())
+    return ("unshare", "--mount", "sh", "-c", WITHOUT_KVM, "sh", str(cut.no_kvm), "env", *words)
 
 
 async def _uncut(scenario: Scenario) -> Sequence[str]:
@@ -141,4 +159,5 @@ async def _start_again(scenario: Scenario) -> None:
 
 async def _problems(scenario: Scenario) -> list[str]:
     problems = [*await scenario.check(), *await scenario.host.leftovers()]
-    return [*problems, *await scenario.again(), *await scenario.host.leftovers()]
+    problems += [*await scenario.again(), *await scenario.host.leftovers()]
+    return list(dict.fromkeys(problems))

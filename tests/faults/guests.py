@@ -1,5 +1,4 @@
-"""The scenarios of guests, over libvirt's QEMU driver inside the daemon: both die together, and the
-guests go on."""
+"""The scenarios of guests, which go on running when the daemon dies."""
 
 import asyncio
 import uuid
@@ -10,12 +9,11 @@ from tests.daemon.data_disks import SIZE, attach_of, detach_of, seen
 from tests.daemon.host import in_guest
 from tests.daemon.images import import_of
 from tests.daemon.program import Json, request
+from tests.faults.hypervisor import GuestHost
 from tests.faults.scenario import UNKNOWN, JobScenario, differs, ends_well, outcome
 from tests.faults.world import LIMIT
 from tests.lab.disk import disk_guest_files
-from tests.lab.domain import Guest, template_xml
-from tests.lab.embed import lab_folder
-from tests.lab.program import Lab, Running
+from tests.lab.program import Running
 
 BASE_FILES = ["bases/tiny.json", "bases/tiny.qcow2"]
 
@@ -24,11 +22,11 @@ class OnGuest(JobScenario):
     """What they have in common: a guest that runs through all cuts."""
 
     with_guests = True
-    options: ClassVar[tuple[str, ...]] = ("--silent",)
+    silent: ClassVar[bool] = True
     guest: Running
 
-    def start_guests(self, lab: Lab) -> None:
-        (self.guest,) = lab.start(*self.options)
+    def start_guests(self, guests: GuestHost) -> None:
+        self.guest = guests.start(silent=self.silent)
 
     async def prepare(self) -> None:
         async with asyncio.timeout(120):
@@ -99,7 +97,8 @@ class Provision(OnGuest):
     """A running guest is configured; its script waits for the next generation."""
 
     name = "provision"
-    options: ClassVar[tuple[str, ...]] = ()
+    silent = False
+    settings: ClassVar[dict[str, object]] = {"ready_seconds": 5}
 
     async def ready(self) -> None:
         await super().ready()
@@ -189,7 +188,7 @@ class Cancel(Cancelling, Provision):
     """The guest is somebody else's: the ISO goes."""
 
     name = "cancel"
-    options = ("--silent",)
+    silent = True
 
     async def check(self) -> list[str]:
         problems = await self.nothing_is_attached()
@@ -202,17 +201,14 @@ class Create(JobScenario):
 
     name = "create"
     with_guests = True
-    words: ClassVar[tuple[str, ...]] = ()
+    silent: ClassVar[bool] = False
 
     async def prepare(self) -> None:
-        lab = self.host.lab
-        assert lab is not None
-        files = disk_guest_files()
+        assert self.host.guests is not None
         self.host.daemon.template_dir.mkdir(exist_ok=True)
-        model = Guest("any", kernel_words=self.words)
-        xml = template_xml(model, files=files.boot, folder=lab_folder(lab.root))
-        (self.host.daemon.template_dir / "default.xml").write_text(xml)
-        job = await self.host.run(import_of(files.image, name="tiny"))
+        template = self.host.guests.template(silent=self.silent)
+        (self.host.daemon.template_dir / "default.xml").write_text(template)
+        job = await self.host.run(import_of(disk_guest_files().image, name="tiny"))
         assert job["state"] == "SUCCEEDED", job["failure"]
 
     def body(self) -> Json:
@@ -227,8 +223,8 @@ class Create(JobScenario):
         domains = await self.host.domains()
         problems += differs("domains", list(domains), ["web1"] * there)
         if there and not problems:
-            assert self.host.lab is not None
-            web1 = self.host.lab.running("web1")
+            assert self.host.guests is not None
+            web1 = self.host.guests.running("web1")
             problems += differs("host name", (await in_guest(web1, "hostname")).strip(), "web1")
             (disk,) = domains["web1"]["disks"]
             path = Path(disk["source"])
@@ -255,7 +251,7 @@ class CancelCreate(Cancelling, Create):
     """The guest was made for the job: its domain and its disk go too."""
 
     name = "cancel create"
-    words = ("lab.silent",)
+    silent = True
 
     async def check(self) -> list[str]:
         problems = await self.guest_is(there=False)

@@ -10,8 +10,8 @@
  *     calls     every call that does not fail is appended to it, a line each, while there is a `wanted`
  *
  * A call is called what it does and to what: "link disks/.#.part disks/web#.qcow#". Of a path these
- * are the last two names, without the folder that the folder `wanted` is in; ids and numbers are # in
- * it, so that the same call has the same name in every run.
+ * are the last two names, below the folder that the folder of `wanted` is in, or with a ~ where it is
+ * elsewhere; ids and numbers are # in it, so that the same call has the same name in every run.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -106,13 +106,14 @@ static void put_stable(char *name, const char *text)
 
 static void put_path(char *name, const char *path)
 {
-	if (!strncmp(path, root, strlen(root)))
+	bool elsewhere = strncmp(path, root, strlen(root));
+	if (!elsewhere)
 		path += strlen(root);
 	const char *from = path + strlen(path);
 	for (int slashes = 0; from > path; from--)
 		if (from[-1] == '/' && ++slashes == 2)
 			break;
-	put(name, " ");
+	put(name, elsewhere ? " ~" : " ");
 	put_stable(name, *from == '/' ? from + 1 : from);
 }
 
@@ -136,6 +137,28 @@ static void put_at(char *name, int folder, const char *path)
 	}
 }
 
+/* What libvirtd is asked to change (remote_protocol.x); false where it is only asked. */
+static bool put_procedure(char *name, const unsigned char *packet, size_t size)
+{
+	static const struct {
+		unsigned number;
+		const char *name;
+	} changes[] = {
+		{9, "create"}, {11, "define"}, {12, "destroy"}, {35, "undefine"}, {160, "attach device"},
+		{161, "detach device"}, {196, "create"}, {231, "undefine"}, {234, "destroy"}, {350, "define"},
+	};
+	if (size < 16) /* length, program, version, procedure: four bytes each */
+		return false;
+	for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+		if (changes[i].number == packet[14] * 256u + packet[15]) {
+			put(name, " ");
+			put(name, changes[i].name);
+			return true;
+		}
+	}
+	return false;
+}
+
 /* What is said to QEMU's monitor or to libvirtd; false where nobody listens who could be named, or
  * where it only asks. */
 static bool put_said(char *name, int descriptor, const void *data, size_t size)
@@ -157,13 +180,7 @@ static bool put_said(char *name, int descriptor, const void *data, size_t size)
 		put(name, word);
 		return strncmp(word, "query-", 6) && strncmp(word, "qom-", 4);
 	}
-	if (strstr(peer.sun_path, "libvirt-sock") && size >= 16) {
-		const unsigned char *packet = data; /* length, program, version, procedure */
-		char number[16];
-		snprintf(number, sizeof number, " %u", packet[14] * 256u + packet[15]);
-		put(name, number);
-	}
-	return true;
+	return strstr(peer.sun_path, "libvirt-sock") ? put_procedure(name, data, size) : true;
 }
 
 /* ---------------------------------------------------------------- the cut */
@@ -172,11 +189,17 @@ static void end_daemon(void)
 	real_kill(daemon_pid, SIGKILL);
 }
 
+/* libvirt asks a QEMU of its own what it can do, and keeps the answers: that changes no world. */
+static bool is_question(const char *name)
+{
+	return strstr(name, "/qmp-") || strstr(name, "~qmp-") || strstr(name, "capabilities/");
+}
+
 static void record(const char *name)
 {
 	char line[LONGEST + 1];
 	int error = errno;
-	if (syscall(SYS_faccessat, AT_FDCWD, wanted_path, F_OK))
+	if (is_question(name) || syscall(SYS_faccessat, AT_FDCWD, wanted_path, F_OK))
 		goto out;
 	int length = snprintf(line, sizeof line, "%s\n", name);
 	int file = (int)syscall(SYS_openat, AT_FDCWD, calls_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
@@ -193,6 +216,8 @@ static enum when reached(const char *name)
 {
 	char line[LONGEST] = "", side[8] = "", call[LONGEST] = "";
 	int run = 0, count = 0, error = errno;
+	if (is_question(name))
+		return NEVER;
 	int file = (int)syscall(SYS_openat, AT_FDCWD, wanted_path, O_RDONLY | O_CLOEXEC);
 	ssize_t length = file < 0 ? -1 : (ssize_t)syscall(SYS_read, file, line, sizeof line - 1);
 	if (file >= 0)
@@ -227,6 +252,9 @@ static void put_command(char *name, char *const argv[])
 			put(name, " ");
 			put(name, argv[1]);
 		}
+		for (; *argv; argv++)
+			if (!strcmp(*argv, "none,accel=tcg") || !strcmp(*argv, "none,accel=kvm:tcg"))
+				put(name, " to ask what it can do");
 		return;
 	}
 	put(name, " another program");
@@ -356,7 +384,7 @@ EXPORT int kill(pid_t pid, int number)
 		program[length > 0 ? length - 1 : 0] = '\0';
 		syscall(SYS_close, file);
 	}
-	CUT(int, "kill", put_path(name, program), real_kill(pid, number));
+	CUT(int, "kill ", put_stable(name, program), real_kill(pid, number));
 }
 
 EXPORT int execve(const char *path, char *const argv[], char *const environment[])

@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from tests.daemon.program import Json
+from tests.faults.hypervisor import GuestHost
 from tests.faults.world import LIMIT, Host
-from tests.lab.program import Lab
 
 UNKNOWN = "never accepted"
 
@@ -22,7 +22,7 @@ class Scenario(ABC):
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    def start_guests(self, lab: Lab) -> None:  # noqa: B027 - most have none of their own
+    def start_guests(self, guests: GuestHost) -> None:  # noqa: B027 - most have none of their own
         """Start what is there before the daemon is."""
 
     async def prepare(self) -> None:  # noqa: B027 - most need nothing

@@ -12,8 +12,8 @@ import httpx
 from tests.daemon.images import files_of
 from tests.daemon.program import Daemon, Json
 from tests.faults.cut import PowerCut
+from tests.faults.hypervisor import GuestHost
 from tests.lab.embed import qemu_pids
-from tests.lab.program import Lab
 
 PASSWORD = b"correct horse"  # what `program.request` asks for
 LIMIT = "libvirt's own"
@@ -21,12 +21,12 @@ LIMIT = "libvirt's own"
 
 @dataclass
 class Host:
-    """A daemon that can be cut off; with a `lab`, libvirt and QEMU as well."""
+    """A daemon that can be cut off; with `guests`, libvirt and QEMU as well."""
 
     folder: Path
     cut: PowerCut
     daemon: Daemon
-    lab: Lab | None = None
+    guests: GuestHost | None = None
 
     async def get(self, path: str) -> Json:
         reply = await self.daemon.get(path)
@@ -88,7 +88,7 @@ class Host:
 
     async def _left_qemu(self) -> list[str]:
         """A QEMU that libvirt does not know is one that it forgot when it died with the daemon."""
-        if self.lab is None:
+        if self.guests is None:
             return []
         domains = await self.domains()
         left = [
@@ -98,7 +98,7 @@ class Host:
             if disk["source"] and not Path(disk["source"]).exists()
         ]
         running = sum(domain["state"] != "off" for domain in domains.values())
-        extra = len(list(qemu_pids(self.lab.root))) - running
+        extra = len(list(qemu_pids(self.guests.root))) - running
         return [*left, f"{LIMIT}: {extra} QEMU without a domain"] if extra > 0 else left
 
     async def base_problems(self, name: str) -> list[str]:
