@@ -7,13 +7,12 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tests.lab.packages import cache_directory
 
-LIBVIRTS = "libvirt's own files"
 SOURCE = Path(__file__).with_name("power_cut.c")
 
 
@@ -61,27 +60,22 @@ class PowerCut:
 
 
 def points_of(calls: Sequence[str]) -> Iterator[Point]:
-    """Both sides of every call; of the same call several times in a row, of the first.
-
-    Of calls in a row on libvirt's own files: both sides of the first, and after the last.
-    """
+    """Both sides of every call; of several in a row on libvirt's own files, both sides of the first
+    and after the last."""
     seen: Counter[str] = Counter()
-    for what, group in itertools.groupby(calls, _kind):
+    for among_libvirts, group in itertools.groupby(calls, _is_libvirts):
         points = []
         for call in group:
             seen[call] += 1
-            points.append(Point(call, seen[call], "before"))
-        yield points[0]
-        yield replace(points[0], when="after")
-        if what == LIBVIRTS and len(points) > 1:
-            yield replace(points[-1], when="after")
+            points += [Point(call, seen[call], "before"), Point(call, seen[call], "after")]
+        if among_libvirts and len(points) > 2:
+            points = [*points[:2], points[-1]]
+        yield from points
 
 
-def _kind(call: str) -> str:
-    """What calls in a row have in common that are one step of the way."""
+def _is_libvirts(call: str) -> bool:
     verb, *words = call.split()
-    own_files = verb != "say" and any(word.startswith("~") for word in words)
-    return LIBVIRTS if own_files else call
+    return verb != "say" and any(word.startswith("~") for word in words)
 
 
 def _library() -> Path:

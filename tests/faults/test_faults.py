@@ -1,7 +1,5 @@
 """What `make faults` does, at a few points of a scenario that needs no guest."""
 
-import pytest
-
 from tests.faults.campaign import cut_at, record, scene
 from tests.faults.cut import Point, points_of
 from tests.faults.images import Import, Overlay
@@ -37,8 +35,19 @@ async def test_a_call_that_never_comes_ends_nobody() -> None:
     assert (row.reached, row.outcome, row.problems) == (False, "SUCCEEDED", ())
 
 
-@pytest.mark.parametrize(
-    ("calls", "count"), [(["a"], 2), (["a", "a"], 2), (["a", "b", "a"], 6), ([], 0)]
-)
-def test_the_same_call_in_a_row_is_one_call(calls: list[str], count: int) -> None:
-    assert len(list(points_of(calls))) == count
+def test_every_call_has_two_sides_and_a_row_of_libvirts_own_has_three() -> None:
+    own, other = ["fsync state"] * 2, ["create ~qemu/a.new", "rename ~qemu/a.new ~qemu/a"]
+    points = [str(point) for point in points_of([*own, *other, *own])]
+    assert points == [
+        "before fsync state",
+        "after fsync state",
+        "before fsync state (2)",
+        "after fsync state (2)",
+        "before create ~qemu/a.new",
+        "after create ~qemu/a.new",
+        "after rename ~qemu/a.new ~qemu/a",
+        "before fsync state (3)",
+        "after fsync state (3)",
+        "before fsync state (4)",
+        "after fsync state (4)",
+    ]
