@@ -123,33 +123,25 @@ async def cut_at(scenario: Scenario, point: Point) -> Row:
 
 
 async def _until_cut(scenario: Scenario, point: Point) -> bool:
-    """Whether the daemon died on its way; else it came to the end."""
-    daemon = scenario.host.daemon
-    scenario.host.cut.arm(point)
+    """Whether the daemon was ended on its way; else it came to the end."""
+    cut = scenario.host.cut
+    cut.arm(point)
     acting = asyncio.create_task(scenario.act())
     try:
-        while not acting.done() and (daemon.process is None or daemon.process.returncode is None):
+        while not acting.done() and not cut.has_ended:
             await asyncio.wait([acting], timeout=0.05)
-        if not acting.done():
-            acting.cancel()
+        acting.cancel()
         try:
             await acting
         except asyncio.CancelledError:
             pass
         except Exception as error:
-            if not died(error):
+            if not cut.has_ended or not died(error):
                 raise
+        return cut.has_ended
     finally:
         acting.cancel()
-        scenario.host.cut.disarm()
-    if daemon.process is None:
-        return False
-    try:
-        # After the last call of all the answer may have come before the end.
-        async with asyncio.timeout(0.5):
-            return await daemon.process.wait() != 0
-    except TimeoutError:
-        return False
+        cut.disarm()
 
 
 async def _start_again(scenario: Scenario) -> None:

@@ -36,6 +36,7 @@ class PowerCut:
         self._library = _library()
         self._wanted = folder / "wanted"
         self._calls = folder / "calls"
+        self._ended = folder / "ended"
         self.no_kvm = folder / "no-kvm"
         self.no_kvm.touch()
         self._runs = itertools.count(1)
@@ -47,11 +48,17 @@ class PowerCut:
 
     def arm(self, point: Point | None) -> None:
         """From now on calls are recorded, and the one that is the point ends the daemon."""
-        self._calls.unlink(missing_ok=True)
+        for path in (self._calls, self._ended):
+            path.unlink(missing_ok=True)
         where = "before 0 -" if point is None else f"{point.when} {point.count} {point.call}"
         part = self._wanted.with_suffix(".part")
         part.write_text(f"{next(self._runs)} {where}\n")
         part.rename(self._wanted)
+
+    @property
+    def has_ended(self) -> bool:
+        """The daemon was ended by it since `arm`."""
+        return self._ended.exists()
 
     def disarm(self) -> Sequence[str]:
         """The calls since `arm`, in their order; from now on none is recorded."""

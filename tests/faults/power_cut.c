@@ -8,6 +8,7 @@
  *               stands there, the COUNTth that is called CALL ends the process, WHEN is before or
  *               after. A COUNT of 0 ends nothing.
  *     calls     every call that does not fail is appended to it, a line each, while there is a `wanted`
+ *     ended     is made when the process is ended
  *
  * A call is called what it does and to what: "link disks/.#.part disks/web#.qcow#". Of a path these
  * are the last two names, below the folder that the folder of `wanted` is in, or with a ~ where it is
@@ -43,7 +44,7 @@
 enum when { NEVER, BEFORE, AFTER };
 
 static pid_t daemon_pid;
-static char root[LONGEST], wanted_path[LONGEST], calls_path[LONGEST];
+static char root[LONGEST], wanted_path[LONGEST], calls_path[LONGEST], ended_path[LONGEST];
 static atomic_int current_run, seen;
 
 /* ---------------------------------------------------------------- the calls themselves */
@@ -65,6 +66,7 @@ static void begin(void)
 	if (folder) {
 		snprintf(wanted_path, sizeof wanted_path, "%s/wanted", folder);
 		snprintf(calls_path, sizeof calls_path, "%s/calls", folder);
+		snprintf(ended_path, sizeof ended_path, "%s/ended", folder);
 		snprintf(root, sizeof root, "%.*s", (int)(strrchr(folder, '/') - folder), folder);
 		daemon_pid = getpid();
 	}
@@ -186,6 +188,7 @@ static bool put_said(char *name, int descriptor, const void *data, size_t size)
 /* ---------------------------------------------------------------- the cut */
 static void end_daemon(void)
 {
+	syscall(SYS_openat, AT_FDCWD, ended_path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 	real_kill(daemon_pid, SIGKILL);
 }
 
