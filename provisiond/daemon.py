@@ -22,6 +22,7 @@ from provisiond.api.server import create_app
 from provisiond.api.serving import Server
 from provisiond.disk.bases import Bases
 from provisiond.disk.disks import Disks
+from provisiond.disk.folder import make_passable
 from provisiond.disk.vhd import tapdisk_available
 from provisiond.errors import (
     AlreadyRunning,
@@ -334,7 +335,7 @@ def _only_one(settings: Settings) -> Iterator[None]:
 
 def _lock(folder: Path) -> int:
     try:
-        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_passable(folder)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise StateUnwritable(f"cannot write in {folder}: {error.strerror}") from error

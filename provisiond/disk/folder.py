@@ -35,20 +35,29 @@ _UNSUPPORTED = (
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder of images and those above it, where they are missing.
-
-    QEMU, which runs as another user, passes through them. Raises StateUnwritable or NoSpace.
-    """
+    """Make the folder of images, as `make_passable` does. Raises StateUnwritable or NoSpace."""
     if folder.is_symlink():
         raise StateUnwritable(
             f"{folder} is a symbolic link",
             hint="Let image_dir itself lead to where the images shall be, or mount it there.",
         )
     with explained(folder):
-        missing = [one for one in (folder, *folder.parents) if not one.exists()]
-        for one in reversed(missing):
-            one.mkdir(exist_ok=True)
-            one.chmod(0o711)  # whatever the umask is
+        make_passable(folder)
+
+
+def make_passable(folder: Path) -> None:
+    """Make the folder and those above it, where they are missing: mode 0711 from the first moment.
+
+    QEMU, which runs as another user, passes through them. The umask is the whole process's: nobody
+    else may make files meanwhile. Raises OSError.
+    """
+    before = os.umask(0)
+    try:
+        for one in reversed([folder, *folder.parents]):
+            if not one.exists():
+                one.mkdir(mode=0o711, exist_ok=True)
+    finally:
+        os.umask(before)
 
 
 # ---------------------------------------------------------------- files that appear whole

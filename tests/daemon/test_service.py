@@ -17,6 +17,14 @@ async def test_the_socket_is_for_its_group_and_nobody_else(daemon: Daemon) -> No
     assert stat.S_IMODE(daemon.state_file.stat().st_mode) == 0o600
 
 
+async def test_another_user_passes_to_the_images_whatever_the_umask_is(idle_daemon: Daemon) -> None:
+    idle_daemon.prefix = ("sh", "-c", 'umask 077; exec "$@"', "sh")  # as the unit has it
+    idle_daemon.settings["image_dir"] = str(idle_daemon.folder / "new" / "images")
+    await idle_daemon.start()
+    for name in ("state", "new", "new/images", "new/images/bases", "new/images/disks"):
+        assert stat.S_IMODE((idle_daemon.folder / name).stat().st_mode) == 0o711, name
+
+
 async def test_sigterm_ends_it_cleanly_and_leaves_no_socket(daemon: Daemon) -> None:
     assert await daemon.stop() == 0
     assert not daemon.socket.exists()
