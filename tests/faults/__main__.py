@@ -5,6 +5,7 @@ Each row is one cut. Exit status 1 where a row is WRONG: a job that lies, or any
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ def main() -> int:
         help="a libvirtd beside provisiond, which lives on, in place of libvirt's driver inside it",
     )
     wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no daemon and no guest is left then
     hypervisor = beside if wanted.libvirtd else embedded
     started = time.monotonic()
     rows = []

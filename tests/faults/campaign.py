@@ -14,13 +14,15 @@ from tests.faults.hypervisor import GuestHost, embedded
 from tests.faults.scenario import Scenario
 from tests.faults.world import LIMIT, Host, died
 
-WITHOUT_KVM = """\
+AS_A_SERVICE = """\
 if [ -e /dev/kvm ]; then
     mount --bind "$1" /dev/kvm && mount -o remount,bind,ro /dev/kvm || exit 1
 fi
 shift
+umask 077
 exec "$@"
 """
+LONGEST_PROBLEM = 300
 SECONDS = 240  # for one scenario once, a guest's boot included
 
 
@@ -69,13 +71,13 @@ async def scene(
 
 
 def _prefix(cut: PowerCut) -> tuple[str, ...]:
-    """What becomes the daemon: the same process, with the library.
+    """What becomes the daemon: the same process, with the library and the umask of the unit.
 
     A KVM that root may open and that does not work has libvirt ask QEMU for seconds what it can do,
     at every start of a guest: the daemon has one that is on a read-only file system.
     """
     words = (f"{name}={value}" for name, value in cut.environment.items())
-    return ("unshare", "--mount", "sh", "-c", WITHOUT_KVM, "sh", str(cut.no_kvm), "env", *words)
+    return ("unshare", "--mount", "sh", "-c", AS_A_SERVICE, "sh", str(cut.no_kvm), "env", *words)
 
 
 async def _uncut(scenario: Scenario) -> Sequence[str]:
@@ -100,17 +102,18 @@ async def cut_at(scenario: Scenario, point: Point) -> Row:
     """End the daemon there, start it again, wait for what it makes of it, and look."""
     started = time.monotonic()
     reached, outcome, problems = False, "", []
+    limit: asyncio.Timeout | None = None
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(SECONDS) as limit:
             await scenario.ready()
             reached = await _until_cut(scenario, point)
             await _start_again(scenario)
             outcome = await scenario.settle()
             problems = await _problems(scenario)
-    except TimeoutError:
-        problems = [f"no end within {SECONDS} s"]
     except Exception as error:  # noqa: BLE001 - whatever a wrong world makes a check do is a finding
-        problems = [f"{type(error).__name__}: {error}"[:300]]
+        late = limit is not None and limit.expired()
+        said = f"no end within {SECONDS} s" if late else f"{type(error).__name__}: {error}"
+        problems = [said[:LONGEST_PROBLEM]]
     return Row(
         scenario.name,
         point,

@@ -32,6 +32,7 @@ class Start(Scenario):
 
     async def check(self) -> list[str]:
         modes = {
+            "images": self.host.daemon.image_dir,
             "state": self.host.daemon.state_file.parent,
             "iso": self.host.daemon.iso_folder,
             "bases": self.host.daemon.image_dir / "bases",
@@ -39,7 +40,7 @@ class Start(Scenario):
             "file": self.host.daemon.state_file,
         }
         found = {name: f"{path.stat().st_mode & 0o777:o}" for name, path in modes.items()}
-        wanted = {"state": "711", "iso": "700", "bases": "711", "disks": "711", "file": "600"}
+        wanted = dict.fromkeys(modes, "711") | {"iso": "700", "file": "600"}
         return differs("modes", found, wanted)
 
     async def again(self) -> list[str]:
