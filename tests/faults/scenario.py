@@ -82,19 +82,24 @@ def outcome(job: Json | None) -> str:
     """How a job ended, in a word or two."""
     if job is None:
         return UNKNOWN
-    return f"{job['state']}{' ' + job['failure']['code'] if job['failure'] else ''}"
+    if job["failure"] is None:
+        return str(job["state"])
+    why = " (libvirt forgot what QEMU has)" if _is_forgotten(job) else ""
+    return f"{job['state']} {job['failure']['code']}{why}"
 
 
 def ends_well(what: str, job: Json | None) -> list[str]:
-    """The problem that a job has not succeeded, if it is one.
-
-    QEMU may have a node or a device of which libvirt, killed in mid-attach, does not know.
-    """
+    """The problem that a job has not succeeded, if it is one."""
     if job is None or job["failure"] is None:
         return []
+    whose = f"{LIMIT}: " if _is_forgotten(job) else ""
+    return [f"{whose}{what}: {job['failure']['message']}"]
+
+
+def _is_forgotten(job: Json) -> bool:
+    """QEMU may have a node or a device of which libvirt, killed in mid-attach, does not know."""
     said = job["failure"]["message"]
-    whose = f"{LIMIT}: " if "Duplicate nodes" in said or "Duplicate device ID" in said else ""
-    return [f"{whose}{what}: {said}"]
+    return "Duplicate nodes" in said or "Duplicate device ID" in said
 
 
 def differs(what: str, found: object, wanted: object) -> list[str]:
