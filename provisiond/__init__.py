@@ -6,7 +6,8 @@ data_disk.py         the stories of disks hot-added and taken away
 base_jobs.py, overlay_job.py    the stories of golden bases and of overlays
 job.py, plan.py      what a job is and how its state may go; where its things are
 api/requests.py, guest_config.py    what may be asked; api/message.py, what all messages share
-api/replies.py       what is answered; api/views.py makes it of jobs, domains, bases, disks
+api/replies.py       what is answered; api/views.py makes it of jobs, domains, bases, disks,
+                     api/problems.py of errors
 disk/                images: chains, formats, what is refused; golden bases; disks
 iso/                 the config ISO: its files; how it is written, checked and destroyed
 virt/                domains and disks: the XML; libvirt; both ends of a Xen disk; does KVM work?
@@ -17,7 +18,9 @@ store.py             the facts, kept (schema.py has its tables)
 admission.py         may a request become a job?
 supervisor.py        jobs become tasks: one a subject, bounded, resumed at start
 inventory.py         the domains, bases and disks that are there
-api/server.py        HTTP on a Unix socket; api/client.py is the other end
+api/server.py        HTTP; api/client.py is the other end
+api/callers.py, gate.py    who calls, what that caller may do and how much (limits.py)
+api/serving.py, tls.py     connections; sockets.py, where the API listens
 daemon.py            everything put together and served
 cli/                 provisionctl, with display.py, tables.py, progress.py, guest_options.py,
                      reach.py (ssh) and doctor.py

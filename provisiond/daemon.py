@@ -6,9 +6,8 @@ import fcntl
 import logging
 import os
 import resource
-import shutil
 import signal
-import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -16,12 +15,11 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import uvicorn
-from fastapi import FastAPI
-
 from provisiond import __version__, systemd
+from provisiond.api.limits import CallLimits, Traffic
 from provisiond.api.replies import JobState
 from provisiond.api.server import create_app
+from provisiond.api.serving import Server
 from provisiond.disk.bases import Bases
 from provisiond.disk.disks import Disks
 from provisiond.disk.folder import make_passable
@@ -30,7 +28,6 @@ from provisiond.errors import (
     AlreadyRunning,
     HypervisorUnavailable,
     NoGuestChannel,
-    SettingsError,
     StateUnwritable,
 )
 from provisiond.guest.channel import ChannelSignal
@@ -50,6 +47,7 @@ from provisiond.plan import (
 from provisiond.ports import GuestSignal
 from provisiond.process import MIB
 from provisiond.settings import Settings
+from provisiond.sockets import listening, reload_certificates
 from provisiond.store import Store
 from provisiond.story import Limits, Tools
 from provisiond.supervisor import Supervisor
@@ -62,8 +60,8 @@ log = logging.getLogger(__name__)
 
 _RECONNECT_SECONDS = 2.0
 _STATUS_SECONDS = 10.0
-_GRACEFUL_SECONDS = 3
-_BACKLOG = 128
+_PRUNE_SECONDS = 3600.0
+_DAY = 86400.0
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
 _ISO_THREADS = 2
@@ -82,7 +80,9 @@ async def serve(settings: Settings) -> None:
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a secret is in this process's memory
     stop = _stop_on_signal()
-    with _only_one(settings), _listening(settings) as listener:
+    traffic = _traffic(settings)
+    with _only_one(settings), listening(settings) as listeners:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_certificates, listeners)
         uri = _hypervisor_uri(settings)
         prepare_folder(
             iso_folder(settings.runtime_dir),
@@ -105,28 +105,30 @@ async def serve(settings: Settings) -> None:
                 hypervisor=tools.hypervisor,
                 xenstore=xen.xenstore if xen else None,
                 metrics=metrics,
+                traffic=traffic,
             )
             await _destroy_left_isos(tools.store, settings)
             async with supervisor.running():
-                await _answer(app, listener, supervisor, tools, xen, until=stop)
+                server = Server(app, listeners, traffic)
+                await _answer(server, supervisor, tools, xen, settings, until=stop)
 
 
 async def _answer(
-    app: FastAPI,
-    listener: socket.socket,
+    server: Server,
     supervisor: Supervisor,
     tools: Tools,
     xen: "_Xen | None",
+    settings: Settings,
     *,
     until: asyncio.Event,
 ) -> None:
     """Answer requests, and keep the connections to the outside, until the event is set."""
-    server = _Server(_server_config(app))
     async with asyncio.TaskGroup() as tasks:
-        serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
+        serving = tasks.create_task(server.serve(), name="http")
         keeping = [
             tasks.create_task(_keep_connected(tools.hypervisor), name="libvirt"),
             tasks.create_task(_tell_systemd(supervisor), name="systemd"),
+            tasks.create_task(_prune(tools.store, settings), name="prune"),
         ]
         if xen:
             keeping += [
@@ -134,7 +136,8 @@ async def _answer(
                 tasks.create_task(xen.domains.follow(), name="domains"),
             ]
         systemd.notify("READY=1")
-        log.info("provisiond %s serves on %s", __version__, listener.getsockname())
+        for address in server.addresses:
+            log.info("provisiond %s serves on %s", __version__, address)
         await until.wait()
         systemd.notify("STOPPING=1")
         log.info("stopping; %d unfinished jobs stay resumable", supervisor.unfinished)
@@ -145,10 +148,23 @@ async def _answer(
             task.cancel()
 
 
+def _traffic(settings: Settings) -> Traffic:
+    return Traffic(
+        CallLimits(
+            requests_per_second=settings.requests_per_second,
+            max_requests=settings.max_requests,
+            max_connections=settings.max_connections,
+            request_seconds=settings.request_seconds,
+        )
+    )
+
+
 def set_up_logging(level: str) -> None:
     """Log to the journal or to stderr; libraries only from warnings on."""
     logging.basicConfig(level=logging.WARNING, handlers=[systemd.log_handler()], force=True)
     logging.getLogger("provisiond").setLevel(level.upper())
+    # Who changed what is recorded whatever else is.
+    logging.getLogger("provisiond.audit").setLevel(logging.INFO)
 
 
 # ---------------------------------------------------------------- adapters
@@ -288,6 +304,16 @@ async def _keep_connected(hypervisor: Hypervisor) -> None:
                 await hypervisor.connect()
 
 
+async def _prune(store: Store, settings: Settings) -> None:
+    """Remove what is old, now and every hour."""
+    while True:
+        before = time.time() - settings.keep_days * _DAY
+        with contextlib.suppress(StateUnwritable):  # it is tried again
+            if removed := await store.prune(before=before, keep=settings.keep_jobs):
+                log.info("%d ended jobs are removed with their history", removed)
+        await asyncio.sleep(_PRUNE_SECONDS)
+
+
 async def _tell_systemd(supervisor: Supervisor) -> None:
     """STATUS now and then, and WATCHDOG twice in each of systemd's intervals."""
     watchdog = systemd.watchdog_seconds()
@@ -297,7 +323,7 @@ async def _tell_systemd(supervisor: Supervisor) -> None:
         await asyncio.sleep(min(_STATUS_SECONDS, (watchdog or _STATUS_SECONDS) / 2))
 
 
-# ---------------------------------------------------------------- one daemon, one socket
+# ---------------------------------------------------------------- one daemon
 @contextmanager
 def _only_one(settings: Settings) -> Iterator[None]:
     """Hold the directories of state, ISOs and images; the kernel lets go when this process dies."""
@@ -321,76 +347,7 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
-@contextmanager
-def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """The Unix socket, mode 0660; a socket that nobody answers on is a dead one's and replaced."""
-    path = settings.socket
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if _is_answered(path):
-            raise AlreadyRunning(f"another process listens on {path}")
-        if path.exists() and not path.is_socket():
-            raise FileExistsError("something that is no socket is there")
-        path.unlink(missing_ok=True)
-        with _umask(0o117):
-            listener.bind(str(path))
-        listener.listen(_BACKLOG)  # before READY, and before anybody could take it for a dead one
-        if settings.socket_group is not None:
-            shutil.chown(path, group=settings.socket_group)
-    except (OSError, LookupError) as error:
-        listener.close()
-        what = "socket_group" if isinstance(error, LookupError) else "socket"
-        raise SettingsError(f"{what}: cannot listen on {path}: {error}") from error
-    except AlreadyRunning:
-        listener.close()
-        raise
-    try:
-        yield listener
-    finally:
-        listener.close()
-        path.unlink(missing_ok=True)
-
-
-def _is_answered(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-    return True
-
-
-@contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-# ---------------------------------------------------------------- uvicorn, signals
-class _Server(uvicorn.Server):
-    """uvicorn without signal handlers of its own: this daemon has one way to stop."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _server_config(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        access_log=False,
-        backlog=_BACKLOG,
-        lifespan="off",
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACEFUL_SECONDS,
-    )
-
-
+# ---------------------------------------------------------------- signals
 def _stop_on_signal() -> asyncio.Event:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -136,6 +136,8 @@ def _facts(job: JobView) -> Iterator[tuple[str, str]]:
     if job.progress is not None:
         yield "progress", f"{job.progress.doing}, {job.progress.fraction:.0%}"
     yield "request_id", job.request_id
+    if job.requested_by:
+        yield "requested by", job.requested_by
     if job.kind is JobKind.PROVISION:
         yield "generation", str(job.generation)
     yield "created", exact_time(job.created_at)

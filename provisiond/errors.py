@@ -328,6 +328,29 @@ class TooManyJobs(ProvisionError):
     default_hint = "Ask again later; Retry-After says when."
 
 
+class Forbidden(ProvisionError):
+    """The caller may not do this."""
+
+    code = "forbidden"
+    default_hint = (
+        "Ask as an operator: README.md, 'Who may call', says who is one. A viewer may only read."
+    )
+
+
+class TooManyRequests(ProvisionError):
+    """The caller asks faster than it may."""
+
+    code = "too_many_requests"
+    default_hint = "Ask more slowly; Retry-After says when. /v1/events tells what changes."
+
+
+class Overloaded(ProvisionError):
+    """The caller has too many requests at work at once."""
+
+    code = "overloaded"
+    default_hint = "Wait for the answers of some first."
+
+
 class ShuttingDown(ProvisionError):
     """The daemon is stopping and takes no new work."""
 

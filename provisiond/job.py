@@ -120,6 +120,7 @@ class Job:
     created_at: float
     updated_at: float
     deadline_at: float
+    requested_by: str = ""
     state: JobState = JobState.ACCEPTED
     cancel_requested: bool = False
     target: str | None = None

@@ -4,10 +4,12 @@ Every setting has a default that is right on a dom0 or a QEMU host; README.md li
 """
 
 import os
+import re
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,6 +24,11 @@ DEFAULT_SOCKET = Path("/run/provisiond/provisiond.sock")
 
 # sockaddr_un.sun_path has 108 bytes, the final NUL among them (unix(7)).
 _MAX_SOCKET_PATH = 107
+
+_ADDRESS = re.compile(
+    r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+)):(?P<port>[0-9]{1,5})", re.ASCII
+)
+_HIGHEST_PORT = 65535
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
@@ -38,6 +45,37 @@ def _short_enough(path: Path) -> Path:
     return _absolute(path)
 
 
+def _is_address(text: str) -> str:
+    parse_address(text)
+    return text
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """The IP address and port of `192.0.2.1:8443` or `[::1]:8443`; raises ValueError."""
+    form = _ADDRESS.fullmatch(text)
+    try:
+        if form is None or int(form["port"]) > _HIGHEST_PORT:
+            raise ValueError(text)
+        address = IPv6Address(form["v6"]) if form["v6"] else IPv4Address(form["v4"])
+    except ValueError:
+        raise ValueError("is no address and port: 192.0.2.1:8443, [2001:db8::1]:8443") from None
+    return str(address), int(form["port"])
+
+
+def _file_or_credential(path: Path) -> Path:
+    """An absolute path; a plain name is that of a credential (systemd.exec(5), LoadCredential)."""
+    if path.is_absolute():
+        return path
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if len(path.parts) != 1:
+        raise ValueError("must be an absolute path, or the name of a systemd credential")
+    if folder is None:
+        raise ValueError("names a systemd credential, but systemd has passed none")
+    return Path(folder) / path
+
+
+ListenAddress = Annotated[str, AfterValidator(_is_address)]
+PemPath = Annotated[Path, AfterValidator(_file_or_credential)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 SocketPath = Annotated[Path, AfterValidator(_short_enough)]
 
@@ -67,9 +105,33 @@ class Settings(BaseSettings):
     max_chain: Annotated[int, Field(ge=2, le=64)] = 4
     """The most images that a disk's chain may have, itself and its lowest base included."""
     socket: SocketPath = DEFAULT_SOCKET
-    """The HTTP API's Unix socket, mode 0660."""
+    """The HTTP API's Unix socket, mode 0660. One that systemd passes is taken in its place."""
     socket_group: str | None = None
-    """The group that may use the socket; None leaves the daemon's own."""
+    """Its members may do everything on the socket; None leaves the daemon's own group."""
+    viewer_group: str | None = None
+    """Its members may read on the socket, whose mode is then 0666: the kernel tells who comes."""
+    listen: ListenAddress | None = None
+    """The API over mutual TLS as well: `192.0.2.1:8443` or `[2001:db8::1]:8443`; needs the three
+    files below."""
+    tls_certificate: PemPath | None = None
+    """The daemon's certificate and those between it and its authority. A name without `/` is one of
+    a systemd credential; so for the two below. SIGHUP reads all three again."""
+    tls_key: PemPath | None = None
+    """Its key, without a password."""
+    tls_client_ca: PemPath | None = None
+    """The authorities that sign the certificates of clients, and nobody else's."""
+    operators: tuple[str, ...] = ()
+    """The names in client certificates that may do everything."""
+    viewers: tuple[str, ...] = ()
+    """The names in client certificates that may read."""
+    requests_per_second: Annotated[float, Field(gt=0, le=1e6)] = 100
+    """Of each caller; one that was quiet may ask for those of 10 s at once."""
+    max_requests: Annotated[int, Field(ge=1, le=100000)] = 100
+    """At work at once for each caller, followed event streams included."""
+    max_connections: Annotated[int, Field(ge=1, le=60000)] = 200
+    """Open at once of each caller."""
+    request_seconds: Seconds = 10
+    """How long a request may take to come in."""
     max_jobs: Annotated[int, Field(ge=1, le=10000)] = 100
     """Jobs at work at once; those of bases and overlays have bounds of their own."""
     max_jobs_waiting: Annotated[int, Field(ge=0, le=100000)] = 1000
@@ -87,8 +149,20 @@ class Settings(BaseSettings):
     detach_seconds: Seconds = 60
     """For one try of the ISO's detach, which is tried until it is gone, or of an undo's; a job that
     detaches a data disk has failed then."""
+    keep_days: Annotated[float, Field(gt=0, le=36500)] = 90
+    """How long ended jobs and their history are kept; of each domain the last job that its guest
+    has taken is kept longer, since its addresses are known by it."""
+    keep_jobs: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
+    """The most ended jobs that are kept at all."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, to the journal under systemd and to stderr elsewhere."""
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Self:
+        files = (self.tls_certificate, self.tls_key, self.tls_client_ca)
+        if self.listen is not None and None in files:
+            raise ValueError("listen needs tls_certificate, tls_key and tls_client_ca")
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -26,6 +26,12 @@ _R = TypeVar("_R")
 
 _JOB = TypeAdapter(Job)
 
+_LOOKED_AT_ONCE = 200
+_LAST_CONFIGURED = (
+    "WHERE domain_uuid = ? AND job ->> '$.kind' = ? AND job ->> '$.state' IN (?, ?, ?)"
+    " ORDER BY created_at DESC LIMIT 1"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Fact:
@@ -94,9 +100,10 @@ class Store:
         """Store a job as it is now and what has been added to its history, in one transaction."""
         await self._write(self._save, job, facts)
 
-    async def request_cancel(self, job_id: str) -> None:
-        """Store that somebody wants this job cancelled; true once this has returned."""
-        await self._write(self._request_cancel, job_id)
+    async def request_cancel(self, job: Job, fact: Fact) -> None:
+        """Store that somebody wants this job cancelled, which the fact says; true once this has
+        returned."""
+        await self._write(self._request_cancel, job, fact)
 
     def _insert(self, connection: sqlite3.Connection, job: Job, detail: str) -> int:
         try:
@@ -129,9 +136,52 @@ class Store:
         )
         return _add_events(connection, job, facts)
 
-    def _request_cancel(self, connection: sqlite3.Connection, job_id: str) -> int:
-        connection.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", (job_id,))
+    def _request_cancel(self, connection: sqlite3.Connection, job: Job, fact: Fact) -> int:
+        connection.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", (job.id,))
+        return _add_events(connection, job, [fact])
+
+    async def prune(self, *, before: float, keep: int) -> int:
+        """Remove ended jobs that are from before that time or more than `keep`, with their history.
+
+        Of each domain the last job that its guest has taken stays while there are no more than
+        `keep`: its addresses are known by it. Some hundred go at once, so that no other call waits
+        for long. Returns how many went.
+        """
+        removed: list[int] = []
+        cursor: list[float] = [0.0, 0.0]  # the time and the row of the last job looked at
+        while cursor:
+            await self._write(self._prune, before, keep, cursor, removed)
+        return len(removed)
+
+    def _prune(
+        self,
+        connection: sqlite3.Connection,
+        before: float,
+        keep: int,
+        cursor: list[float],
+        removed: list[int],
+    ) -> int:
+        newest = "SELECT created_at FROM jobs ORDER BY created_at DESC LIMIT 1 OFFSET ?"
+        surplus = (connection.execute(newest, (keep,)).fetchone() or (0.0,))[0]
+        query = (
+            "SELECT created_at, rowid, id, domain_uuid FROM jobs"
+            " WHERE ended AND created_at <= ? AND (created_at, rowid) > (?, ?)"
+            " ORDER BY created_at, rowid LIMIT ?"
+        )
+        until = max(before, surplus)
+        rows = connection.execute(query, (until, *cursor, _LOOKED_AT_ONCE)).fetchall()
+        cursor[:] = rows[-1][:2] if rows else []
+        for created_at, row, job_id, domain_uuid in rows:
+            if created_at > surplus and self._is_last_configured(job_id, domain_uuid):
+                continue
+            connection.execute("DELETE FROM events WHERE job_id = ?", (job_id,))
+            connection.execute("DELETE FROM jobs WHERE rowid = ?", (row,))
+            removed.append(row)
         return self._last_seq
+
+    def _is_last_configured(self, job_id: str, domain_uuid: str | None) -> bool:
+        last = self._read_jobs(_LAST_CONFIGURED, (domain_uuid, JobKind.PROVISION, *GUEST_HAS_WON))
+        return bool(last) and last[0].id == job_id
 
     # ------------------------------------------------------------ reading
     async def find(self, job_id: str) -> Job | None:
@@ -166,11 +216,8 @@ class Store:
 
     async def last_configured(self, domain_uuid: str) -> Job | None:
         """The last job whose configuration the guest of this domain has taken."""
-        query = (
-            "WHERE domain_uuid = ? AND job ->> '$.kind' = ? AND job ->> '$.state' IN (?, ?, ?)"
-            " ORDER BY created_at DESC LIMIT 1"
-        )
-        return _first(await self._jobs(query, domain_uuid, JobKind.PROVISION, *GUEST_HAS_WON))
+        values = (domain_uuid, JobKind.PROVISION, *GUEST_HAS_WON)
+        return _first(await self._jobs(_LAST_CONFIGURED, *values))
 
     async def newest(self, limit: int) -> list[Job]:
         """The newest jobs, newest first."""

@@ -34,6 +34,7 @@ from provisiond.job import Job
 from provisiond.overlay_job import CreatingOverlay
 from provisiond.password import hash_password
 from provisiond.provision import Provisioning
+from provisiond.store import Fact
 from provisiond.story import Story, Tools, journal_fields, pauses
 
 log = logging.getLogger(__name__)
@@ -93,8 +94,8 @@ class Supervisor:
                     task.cancel()
 
     # ------------------------------------------------------------ requests
-    async def submit(self, request: Request) -> tuple[Job, bool]:
-        """The job of this request, and whether it is new.
+    async def submit(self, request: Request, *, by: str) -> tuple[Job, bool]:
+        """The job of this request, and whether it is new; `by` is who asks.
 
         Raises RequestConflict, TooManyJobs, ShuttingDown, HypervisorUnavailable, or what admission
         refuses; then nothing was done.
@@ -115,16 +116,18 @@ class Supervisor:
             await self._admission.refuse_busy(subject)
             if self.full:
                 raise TooManyJobs(f"{len(self._stories)} jobs are unfinished, which is the limit")
-            job = await self._new_job(request, subject, job_id)
+            job = await self._new_job(request, subject, job_id, by=by)
             if self._tasks is None:
                 raise ShuttingDown("provisiond is stopping")
             self._requests.remember(job.id, request)
-            await self._tools.store.insert(job, "request accepted")
+            await self._tools.store.insert(job, f"request accepted from {by}")
             self._start(job, config)
         return job, True
 
-    async def cancel(self, job_id: str) -> Job:
-        """Cancel a job; it ends as FAILED (cancelled) unless it cannot fail any more when it hears.
+    async def cancel(self, job_id: str, *, by: str) -> Job:
+        """Cancel a job for `by`.
+
+        It ends as FAILED (cancelled) unless it cannot fail any more when it hears.
 
         Raises JobNotFound, or JobEnded where it has ended, or can only succeed by now.
         """
@@ -134,7 +137,8 @@ class Supervisor:
         story = self._stories.get(job_id)
         if story is None or not job.may_fail:
             raise JobEnded(f"{job.subject}: job {job.id} is {job.state} and cannot be cancelled")
-        await self._tools.store.request_cancel(job_id)
+        fact = Fact(job.state, f"cancel asked for by {by}", at=time.time())
+        await self._tools.store.request_cancel(story.job, fact)
         story.cancel()
         return replace(story.job, cancel_requested=True)
 
@@ -159,7 +163,7 @@ class Supervisor:
                 )
         return job
 
-    async def _new_job(self, request: Request, subject: Subject, job_id: str) -> Job:
+    async def _new_job(self, request: Request, subject: Subject, job_id: str, *, by: str) -> Job:
         now = time.time()
         default = self._deadline_seconds
         if request.kind in (JobKind.IMPORT_BASE, JobKind.VERIFY_BASE):
@@ -173,6 +177,7 @@ class Supervisor:
             domain_uuid=subject.domain_uuid,
             generation=await self._generation(request, subject, now),
             request=request.public(),
+            requested_by=by,
             created_at=now,
             updated_at=now,
             deadline_at=now + (request.deadline_seconds or default),

@@ -6,6 +6,7 @@ one importer: this module.
 
 import logging
 import os
+import socket
 import sys
 
 from systemd import daemon, journal
@@ -24,6 +25,11 @@ def watchdog_seconds() -> float | None:
         return None
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     return int(microseconds) / 1e6 if microseconds.isdigit() else None
+
+
+def passed_sockets() -> list[socket.socket]:
+    """The listening sockets that systemd has opened for us; none outside of socket activation."""
+    return [socket.socket(fileno=number) for number in daemon.listen_fds()]
 
 
 def log_handler() -> logging.Handler:

@@ -87,6 +87,7 @@ class JobView(Message):
     id: str
     kind: JobKind
     request_id: str
+    requested_by: str
     subject: str
     domain_uuid: str | None
     state: JobState

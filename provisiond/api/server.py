@@ -8,20 +8,20 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Mapping,
     MutableMapping,
-    Sequence,
 )
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
 from provisiond import __version__
+from provisiond.api.callers import Caller
+from provisiond.api.gate import Gate
+from provisiond.api.limits import Traffic
+from provisiond.api.problems import PROBLEM, add_error_replies
 from provisiond.api.replies import (
     BaseList,
     BaseView,
@@ -29,47 +29,14 @@ from provisiond.api.replies import (
     DomainList,
     DomainView,
     ErrorReply,
-    FieldError,
     HealthView,
     JobList,
     JobView,
 )
-from provisiond.api.requests import UNKNOWN_KIND, JobKind, Name
+from provisiond.api.requests import Name
 from provisiond.api.requests import Request as JobRequest
 from provisiond.api.views import view_base, view_disk, view_domain, view_event, view_job
-from provisiond.errors import (
-    BaseChanged,
-    BaseExists,
-    BaseInUse,
-    BaseNotFound,
-    Busy,
-    ChainTooDeep,
-    DiskExists,
-    DiskInUse,
-    DiskNotFound,
-    DiskStillAttached,
-    DomainExists,
-    DomainNotFound,
-    DomainNotRunning,
-    HypervisorUnavailable,
-    ImageBusy,
-    ImageNotFound,
-    ImageRefused,
-    JobEnded,
-    JobNotFound,
-    NoFreeTarget,
-    NoGuestChannel,
-    NoSpace,
-    NotMadeHere,
-    ProvisionError,
-    RequestConflict,
-    ShuttingDown,
-    SizeTooSmall,
-    StateUnwritable,
-    TemplateUnusable,
-    TooManyJobs,
-    VhdNeedsTapdisk,
-)
+from provisiond.errors import JobNotFound
 from provisiond.inventory import DomainState, Inventory
 from provisiond.job import Event, Job
 from provisiond.metrics import CONTENT_TYPE, Metrics
@@ -78,45 +45,7 @@ from provisiond.supervisor import Supervisor
 from provisiond.virt.libvirt import Hypervisor
 from provisiond.xenstore.client import Xenstore
 
-_PROBLEM = "application/problem+json"
 _MAX_BODY = 256 * 1024
-_MAX_FIELDS = 100  # of the refused ones, how many a reply names
-_RETRY_AFTER_SECONDS = "5"
-_STATUS: dict[type[ProvisionError], HTTPStatus] = {
-    **dict.fromkeys(
-        (BaseNotFound, DiskNotFound, DomainNotFound, ImageNotFound, JobNotFound),
-        HTTPStatus.NOT_FOUND,
-    ),
-    **dict.fromkeys(
-        (
-            BaseChanged,
-            BaseExists,
-            BaseInUse,
-            ChainTooDeep,
-            DiskExists,
-            DiskInUse,
-            DiskStillAttached,
-            Busy,
-            DomainExists,
-            DomainNotRunning,
-            ImageBusy,
-            ImageRefused,
-            JobEnded,
-            NoFreeTarget,
-            NoGuestChannel,
-            NotMadeHere,
-            RequestConflict,
-            SizeTooSmall,
-            TemplateUnusable,
-            VhdNeedsTapdisk,
-        ),
-        HTTPStatus.CONFLICT,
-    ),
-    **dict.fromkeys(
-        (HypervisorUnavailable, ShuttingDown, TooManyJobs), HTTPStatus.SERVICE_UNAVAILABLE
-    ),
-    **dict.fromkeys((NoSpace, StateUnwritable), HTTPStatus.INSUFFICIENT_STORAGE),
-}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request is refused; nothing was done."},
     "5XX": {"model": ErrorReply, "description": "provisiond or the hypervisor cannot, just now."},
@@ -131,6 +60,7 @@ def create_app(
     hypervisor: Hypervisor,
     xenstore: Xenstore | None,
     metrics: Metrics,
+    traffic: Traffic,
 ) -> FastAPI:
     """The ASGI application over these."""
     app = _Api(
@@ -142,7 +72,8 @@ def create_app(
         responses=_ERRORS,
     )
     app.add_middleware(_BodyLimit)
-    _add_error_replies(app)
+    app.add_middleware(Gate, traffic=traffic)  # the outermost: nothing is read before it
+    add_error_replies(app)
     _add_jobs(app, supervisor, store)
     _add_events(app, store)
     _add_images(app, inventory)
@@ -153,7 +84,7 @@ def create_app(
 
 def _as_problem(reply: dict[str, Any]) -> dict[str, Any]:
     (schema,) = reply["content"].values()
-    return reply | {"content": {_PROBLEM: schema}}
+    return reply | {"content": {PROBLEM: schema}}
 
 
 class _Api(FastAPI):
@@ -172,9 +103,11 @@ class _Api(FastAPI):
 # ---------------------------------------------------------------- jobs
 def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
     @app.post("/v1/jobs", status_code=HTTPStatus.ACCEPTED, tags=["jobs"])
-    async def submit(request: JobRequest, response: Response) -> JobView:
+    async def submit(
+        request: JobRequest, response: Response, caller: Annotated[Caller, Depends(_caller)]
+    ) -> JobView:
         """Ask for a job of any kind. The same request_id and body give the same job, with 200."""
-        job, is_new = await supervisor.submit(request)
+        job, is_new = await supervisor.submit(request, by=caller.name)
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         if not is_new:
             response.status_code = HTTPStatus.OK
@@ -193,10 +126,15 @@ def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
         return view_job(job, history, supervisor.progress_of(job.id))
 
     @app.delete("/v1/jobs/{job_id}", status_code=HTTPStatus.ACCEPTED, tags=["jobs"])
-    async def cancel(job_id: str) -> JobView:
+    async def cancel(job_id: str, caller: Annotated[Caller, Depends(_caller)]) -> JobView:
         """Cancel a job: what it made is undone, unless what it was asked for is done first."""
         job = await find_job(store, job_id)
-        return view_job(await supervisor.cancel(job.id))
+        return view_job(await supervisor.cancel(job.id, by=caller.name))
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
 
 
 async def find_job(store: Store, job_id: str) -> Job:
@@ -313,75 +251,6 @@ def _add_host(
         """Prometheus' exposition format."""
         text = metrics.render(unfinished=supervisor.unfinished, connected=hypervisor.connected)
         return Response(text, media_type=CONTENT_TYPE)
-
-
-# ---------------------------------------------------------------- errors
-def _add_error_replies(app: FastAPI) -> None:
-    @app.exception_handler(ProvisionError)
-    async def explained(_request: Request, error: ProvisionError) -> Response:
-        status = _STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
-        return _reply(status, error.code, error.message, error.hint)
-
-    @app.exception_handler(RequestValidationError)
-    async def refused(_request: Request, error: RequestValidationError) -> Response:
-        fields = [_field_error(one) for one in error.errors()[:_MAX_FIELDS]]
-        message = "; ".join(f"{one.field}: {one.message}" for one in fields)
-        hint = "Correct the named fields and ask again."
-        status = HTTPStatus.UNPROCESSABLE_ENTITY
-        return _reply(status, "invalid_request", message, hint, fields=fields)
-
-    @app.exception_handler(HTTPException)
-    async def plain(request: Request, error: HTTPException) -> Response:
-        status = HTTPStatus(error.status_code)
-        code = status.phrase.lower().replace(" ", "_").replace("-", "_")
-        message = f"{request.method} {request.url.path}: {status.phrase}"
-        hint = "See /openapi.json for what there is."
-        return _reply(status, code, message, hint, headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def unforeseen(_request: Request, error: Exception) -> Response:
-        message = f"unforeseen error: {type(error).__name__}"
-        hint = "Report it with provisiond's log."
-        return _reply(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", message, hint)
-
-
-def _reply(
-    status: HTTPStatus,
-    code: str,
-    message: str,
-    hint: str,
-    *,
-    fields: Sequence[FieldError] = (),
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    body = ErrorReply(
-        title=status.phrase,
-        status=status.value,
-        code=code,
-        message=message,
-        hint=hint,
-        fields=list(fields),
-    )
-    sent = dict(headers or {})
-    if status is HTTPStatus.SERVICE_UNAVAILABLE:
-        sent["Retry-After"] = _RETRY_AFTER_SECONDS
-    return JSONResponse(body.model_dump(mode="json"), status, media_type=_PROBLEM, headers=sent)
-
-
-def _field_error(error: MutableMapping[str, Any]) -> FieldError:
-    """The path of the field and the reason; never the input, which may be a secret."""
-    whole, *parts = error["loc"]  # the first is "body", "query", "header" or "path"
-    if error["type"] == UNKNOWN_KIND:
-        parts = ["kind"]
-    elif parts and parts[0] in list(JobKind):  # which of the requests it was taken for
-        parts = parts[1:]
-    if parts and isinstance(parts[0], int):  # no field: where in the body its JSON is broken
-        parts = []
-    path = ""
-    for part in parts:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    reason = str(error["msg"]).removeprefix("Value error, ")
-    return FieldError(field=path.removeprefix(".") or str(whole), message=reason)
 
 
 # ---------------------------------------------------------------- limits

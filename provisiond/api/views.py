@@ -43,6 +43,7 @@ def view_job(
     return JobView(
         id=job.id,
         request_id=job.request_id,
+        requested_by=job.requested_by,
         subject=job.subject,
         domain_uuid=job.domain_uuid,
         kind=job.kind,

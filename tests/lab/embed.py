@@ -132,7 +132,7 @@ def destroy_all(root: Path) -> None:
         return
     if not (root / MARKER).exists():
         raise ValueError(f"{root} is no lab's root directory, nothing of it is removed")
-    while pids := list(_qemu_pids(root)):
+    while pids := list(qemu_pids(root)):
         for pid in pids:
             end_process(pid)
     shutil.rmtree(root)
@@ -160,7 +160,7 @@ def copy_missing(source: Path, destination: Path) -> None:
             part.rename(destination / path.name)
 
 
-def _qemu_pids(root: Path) -> Iterator[int]:
+def qemu_pids(root: Path) -> Iterator[int]:
     """Every QEMU whose command line names a file under this very root.
 
     libvirt's pid files would miss one that was just being started, or asked what it can do.

@@ -45,6 +45,7 @@ def failed_job(text: str = "web1") -> JobView:
     )
     return JobView(
         id=JOB_ID,
+        requested_by="unix:root",
         request_id="order-4711",
         kind=JobKind.PROVISION,
         subject=text,

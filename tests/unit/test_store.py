@@ -195,7 +195,7 @@ async def test_one_of_many_inserts_for_one_domain_wins(store: Store) -> None:
 async def test_a_cancel_that_was_asked_for_outlives_later_saves(store: Store) -> None:
     job = job_of(1)
     await store.insert(job, "x")
-    await store.request_cancel(job.id)
+    await store.request_cancel(job, Fact(job.state, "cancel asked for", at=3.0))
     await store.save(advance(job, S.DISKS_CREATED, at=2.0), [Fact(S.DISKS_CREATED, "x")])
     found = await store.find(job.id)
     assert found is not None
@@ -215,6 +215,53 @@ async def test_the_start_of_an_id_finds_two_jobs_at_most(store: Store) -> None:
     assert [job.generation for job in await store.find_by_prefix("20")] == [0x20]
     assert len(await store.find_by_prefix("")) == 2
     assert await store.find_by_prefix("4") == []
+
+
+def succeeded(job: Job) -> Job:
+    for state in WAY[1:]:
+        job = advance(job, state, at=job.created_at)
+    return job
+
+
+WAY = (
+    *(S.ACCEPTED, S.DISKS_CREATED, S.DOMAIN_STARTED, S.ISO_WRITTEN, S.ISO_ATTACHED),
+    *(S.GUEST_CONFIGURED, S.ISO_DETACHED, S.SUCCEEDED),
+)
+
+
+async def add_ended(store: Store, numbers: range, *, domains: int, fails: bool = False) -> None:
+    """Jobs that have ended, each created at its number; job N is of the domain N mod `domains`."""
+    for number in numbers:
+        job = job_of(number, domain=number % domains, created_at=float(number))
+        await store.insert(job, "x")
+        ended = failed(job) if fails else succeeded(job)
+        await store.save(ended, [Fact(ended.state, "x")])
+
+
+async def kept(store: Store) -> list[int]:
+    return sorted(int(job.id, 16) for job in await store.newest(10_000))
+
+
+async def test_old_jobs_go_and_the_last_that_each_guest_has_taken_stays(store: Store) -> None:
+    await add_ended(store, range(1, 451), domains=3)
+    await add_ended(store, range(451, 461), domains=3, fails=True)
+    unfinished = job_of(461, domain=9, created_at=2.5)
+    await store.insert(unfinished, "x")
+    assert await store.prune(before=1000.0, keep=1000) == 457
+    assert await kept(store) == [448, 449, 450, 461]
+    assert await store.prune(before=1000.0, keep=1000) == 0
+    events = await store.events_after(0)
+    assert {event.job_id for event in events} == {f"{n:032x}" for n in (448, 449, 450, 461)}
+    last = await store.last_configured(uuid_of(0))
+    assert last is not None
+    assert last.id == f"{450:032x}"
+
+
+async def test_young_jobs_stay_and_no_more_than_so_many(store: Store) -> None:
+    await add_ended(store, range(1, 31), domains=30)
+    assert await store.prune(before=5.0, keep=1000) == 0  # each is the last of its domain
+    assert await store.prune(before=0.0, keep=10) == 20
+    assert await kept(store) == list(range(21, 31))
 
 
 async def test_events_are_read_from_where_the_reader_was(store: Store) -> None:

@@ -1,0 +1,97 @@
+"""Before and behind every request: may this caller ask that, and is it too much; then the record.
+
+Each request that could change something leaves one line in the log of `provisiond.audit`, allowed
+or not: who, what, which job, with what outcome.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from provisiond.api.callers import Caller, Role
+from provisiond.api.limits import Traffic
+from provisiond.api.problems import problem
+from provisiond.errors import Forbidden, ProvisionError
+
+audit = logging.getLogger("provisiond.audit")
+
+_Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Message]]
+_Send = Callable[[_Message], Awaitable[None]]
+_App = Callable[[Any, _Receive, _Send], Awaitable[None]]
+
+
+class Gate:
+    """ASGI middleware; the caller is in the connection's `state`."""
+
+    def __init__(self, app: _App, *, traffic: Traffic) -> None:
+        self._app = app
+        self._traffic = traffic
+
+    async def __call__(self, scope: Any, receive: _Receive, send: _Send) -> None:
+        caller: Caller = scope["state"]["caller"]
+        record = _Record(caller, scope["method"], scope["path"])
+
+        async def recorded(message: _Message) -> None:
+            if message["type"] == "http.response.start":
+                record.hear(message)
+            await send(message)
+
+        try:
+            self._admit(caller, record)
+            with self._traffic.request(caller.name):
+                await self._app(scope, receive, recorded)
+        except ProvisionError as error:
+            await problem(error)(scope, receive, recorded)
+        finally:
+            record.write()
+
+    def _admit(self, caller: Caller, record: "_Record") -> None:
+        if not caller.role.may(record.method):
+            what = "may only read" if caller.role is Role.VIEWER else "has no role here"
+            raise Forbidden(f"{caller.name}: {what}")
+        self._traffic.take_turn(caller.name, now=time.monotonic())
+
+
+class _Record:
+    """What is recorded of one request."""
+
+    def __init__(self, caller: Caller, method: str, path: str) -> None:
+        self.method = method
+        self._caller = caller
+        self._path = path
+        self._status = 500  # where no response begins
+        self._job = _job_in(path)
+
+    def hear(self, start: _Message) -> None:
+        self._status = start["status"]
+        for name, value in start["headers"]:
+            if name == b"location":
+                self._job = _job_in(value.decode("latin-1")) or self._job
+
+    def write(self) -> None:
+        """Reads that were allowed leave no line."""
+        if Role.VIEWER.may(self.method) and self._caller.role is not Role.NOBODY:
+            return
+        path = self._path if self._path.isprintable() else ascii(self._path)
+        audit.info(
+            "%s (%s; %s) %s %s: %d%s",
+            self._caller.name,
+            self._caller.role,
+            self._caller.detail,
+            self.method,
+            path,
+            self._status,
+            f", job {self._job}" if self._job else "",
+            extra={"CALLER": self._caller.name, "STATUS_CODE": str(self._status)}
+            | ({"JOB_ID": self._job} if self._job else {}),
+        )
+
+
+def _job_in(path: str) -> str:
+    """The id in the path of a job; empty where it is no such path."""
+    match path.split("/"):
+        case ["", "v1", "jobs", job_id, *_] if job_id.isalnum():
+            return job_id
+    return ""

@@ -1,0 +1,201 @@
+"""The listening sockets and their connections: whose they are, and how long a request may take.
+
+uvicorn and h11 have one importer: this module.
+"""
+
+import asyncio
+import errno
+import pwd
+import socket
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from provisiond.api.callers import (
+    Caller,
+    LocalRoles,
+    RemoteRoles,
+    local_caller,
+    remote_caller,
+)
+from provisiond.api.limits import Traffic
+from provisiond.api.tls import ServerTls
+
+_BACKLOG = 128
+_GRACEFUL_SECONDS = 3
+_HANDSHAKE_SECONDS = 10.0
+_MAX_HEAD = 16 * 1024  # bytes of a request before its body
+_SO_PEERGROUPS = 59  # asm-generic/socket.h; Python has no name for it
+_GROUPS_SIZE = 1024  # bytes, the most that Python takes: 256 groups
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_INCOMPLETE = (h11.IDLE, h11.SEND_BODY)  # what a client is in whose request is not whole
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket, how to tell who has connected to it, and its TLS."""
+
+    socket: socket.socket
+    caller_of: Callable[[asyncio.BaseTransport], Caller]
+    tls: ServerTls | None = None
+
+    @property
+    def address(self) -> str:
+        """A path, or an address and a port."""
+        name = self.socket.getsockname()
+        return name if isinstance(name, str) else f"{name[0]} port {name[1]}"
+
+
+def on_unix(listener: socket.socket, roles: LocalRoles) -> Listener:
+    """The API on a Unix socket: the kernel says who has connected."""
+    return Listener(listener, partial(_local_caller, roles=roles))
+
+
+def on_tcp(listener: socket.socket, roles: RemoteRoles, tls: ServerTls) -> Listener:
+    """The API over mutual TLS: the client's certificate says who has connected."""
+    return Listener(listener, partial(_remote_caller, roles=roles), tls)
+
+
+def _local_caller(transport: asyncio.BaseTransport, *, roles: LocalRoles) -> Caller:
+    peer = transport.get_extra_info("socket")
+    got = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(got)
+    groups = {gid, *_more_groups(peer)}
+    return local_caller(pid=pid, uid=uid, user=_user(uid), groups=groups, roles=roles)
+
+
+def _more_groups(peer: socket.socket) -> Iterator[int]:
+    """The supplementary groups of a peer; none where it has more than fit."""
+    try:
+        got = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_SIZE)
+    except OSError as error:
+        if error.errno != errno.ERANGE:
+            raise
+        return
+    for (group,) in struct.iter_unpack("I", got):
+        yield group
+
+
+def _user(uid: int) -> str | None:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
+
+
+def _remote_caller(transport: asyncio.BaseTransport, *, roles: RemoteRoles) -> Caller:
+    host, port, *_ = transport.get_extra_info("peername")
+    certificate = transport.get_extra_info("peercert") or {}
+    return remote_caller(certificate, address=f"{host} port {port}", roles=roles)
+
+
+# ---------------------------------------------------------------- one connection
+class _Connection(H11Protocol):
+    """HTTP/1.1 for one caller, whose requests have to come in whole within a time."""
+
+    def __init__(self, *args: Any, listener: Listener, traffic: Traffic, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._listener = listener
+        self._traffic = traffic
+        self._caller: Caller | None = None
+        self._too_slow: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        try:
+            caller = self._listener.caller_of(transport)
+        except BaseException:
+            self.transport.abort()
+            raise
+        if not self._traffic.connect(caller.name):
+            self.transport.abort()
+            return
+        self._caller = caller
+        self.app_state = {"caller": caller}
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._too_slow is not None:
+            self._too_slow.cancel()
+        if self._caller is not None:
+            self._traffic.disconnect(self._caller.name)
+            self._caller = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Start the clock while a request is not whole, and stop it when it is."""
+        incomplete = self.conn.their_state in _INCOMPLETE
+        if incomplete and self._too_slow is None:
+            seconds = self._traffic.limits.request_seconds
+            self._too_slow = self.loop.call_later(seconds, self.transport.abort)
+        elif not incomplete and self._too_slow is not None:
+            self._too_slow.cancel()
+            self._too_slow = None
+
+
+# ---------------------------------------------------------------- the server
+class Server(uvicorn.Server):
+    """uvicorn over several listeners, without signal handlers of its own."""
+
+    def __init__(self, app: FastAPI, listeners: Sequence[Listener], traffic: Traffic) -> None:
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            backlog=_BACKLOG,
+            h11_max_incomplete_event_size=_MAX_HEAD,
+            lifespan="off",
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACEFUL_SECONDS,
+            ws="none",
+        )
+        super().__init__(config)
+        self._listeners = listeners
+        self._traffic = traffic
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where it serves: paths, and addresses with their ports."""
+        return [listener.address for listener in self._listeners]
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The daemon has one way to stop."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on every listener."""
+        del sockets
+        self.servers = [await self._serve_on(listener) for listener in self._listeners]
+        self.started = True
+
+    async def _serve_on(self, listener: Listener) -> asyncio.Server:
+        def connection() -> _Connection:
+            return _Connection(
+                config=self.config,
+                server_state=self.server_state,
+                app_state={},
+                listener=listener,
+                traffic=self._traffic,
+            )
+
+        tls: dict[str, Any] = {}
+        if listener.tls is not None:
+            tls = {
+                "ssl": listener.tls.context,
+                "ssl_handshake_timeout": _HANDSHAKE_SECONDS,
+            }
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(connection, sock=listener.socket, backlog=_BACKLOG, **tls)

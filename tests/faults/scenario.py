@@ -1,0 +1,107 @@
+"""Something that provisiond is asked for, what may become of it, and when the world is right."""
+
+import uuid
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from tests.daemon.program import Json
+from tests.faults.hypervisor import GuestHost
+from tests.faults.world import LIMIT, Host
+
+UNKNOWN = "never accepted"
+
+
+class Scenario(ABC):
+    """One scenario on one host. `ready` comes before each cut, `settle`, `check` and `again` after
+    it, on the daemon that was started again."""
+
+    name: ClassVar[str]
+    with_guests: ClassVar[bool] = False
+    settings: ClassVar[dict[str, object]] = {}
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def start_guests(self, guests: GuestHost) -> None:  # noqa: B027 - most have none of their own
+        """Start what is there before the daemon is."""
+
+    async def prepare(self) -> None:  # noqa: B027 - most need nothing
+        """Once, on a daemon that serves."""
+
+    async def ready(self) -> None:  # noqa: B027 - most need nothing
+        """Bring the world to where the scenario begins."""
+
+    @abstractmethod
+    async def act(self) -> None:
+        """Ask, and wait for the end; the daemon may die meanwhile."""
+
+    @abstractmethod
+    async def settle(self) -> str:
+        """Wait until a daemon that goes on has ended what was begun; how it ended."""
+
+    @abstractmethod
+    async def check(self) -> list[str]:
+        """What is not as `settle` said."""
+
+    @abstractmethod
+    async def again(self) -> list[str]:
+        """What is wrong with the next request for the same; then the world is as before `ready`."""
+
+
+class JobScenario(Scenario):
+    """A scenario that is one job."""
+
+    job: Json | None = None
+    request_id = ""
+
+    @abstractmethod
+    def body(self) -> Json:
+        """The request, but for its id."""
+
+    async def ready(self) -> None:
+        self.job, self.request_id = None, f"cut-{uuid.uuid4().hex}"
+
+    async def act(self) -> None:
+        self.job = await self.host.run(self.body() | {"request_id": self.request_id})
+
+    async def settle(self) -> str:
+        found = await self.host.job_of(self.request_id)
+        self.job = None if found is None else await self.host.ended(found["id"])
+        return outcome(self.job)
+
+    async def again(self) -> list[str]:
+        job = await self.host.run(self.body() | {"request_id": f"again-{uuid.uuid4().hex}"})
+        return ends_well("the next one", job)
+
+    @property
+    def succeeded(self) -> bool:
+        return self.job is not None and self.job["state"] == "SUCCEEDED"
+
+
+def outcome(job: Json | None) -> str:
+    """How a job ended, in a word or two."""
+    if job is None:
+        return UNKNOWN
+    if job["failure"] is None:
+        return str(job["state"])
+    why = " (libvirt forgot what QEMU has)" if _is_forgotten(job) else ""
+    return f"{job['state']} {job['failure']['code']}{why}"
+
+
+def ends_well(what: str, job: Json | None) -> list[str]:
+    """The problem that a job has not succeeded, if it is one."""
+    if job is None or job["failure"] is None:
+        return []
+    whose = f"{LIMIT}: " if _is_forgotten(job) else ""
+    return [f"{whose}{what}: {job['failure']['message']}"]
+
+
+def _is_forgotten(job: Json) -> bool:
+    """QEMU may have a node or a device of which libvirt, killed in mid-attach, does not know."""
+    said = job["failure"]["message"]
+    return "Duplicate nodes" in said or "Duplicate device ID" in said
+
+
+def differs(what: str, found: object, wanted: object) -> list[str]:
+    """The problem that something is not as it should be, if it is one."""
+    return [] if found == wanted else [f"{what}: {found}, not {wanted}"]
