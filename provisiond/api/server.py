@@ -16,6 +16,8 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 
 from provisiond import __version__
@@ -87,7 +89,9 @@ def create_app(
 # ---------------------------------------------------------------- jobs
 def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
     refusals = (HTTPStatus.BAD_REQUEST, _NOT_FOUND, _CONFLICT, _TOO_LARGE, _UNPROCESSABLE)
-    again = {HTTPStatus.OK.value: {"model": JobView, "description": "The job of that request_id."}}
+    again: dict[int | str, dict[str, Any]] = {
+        HTTPStatus.OK.value: {"model": JobView, "description": "The job of that request_id."}
+    }
 
     @app.post(
         "/v1/jobs",
@@ -148,8 +152,9 @@ async def find_job(store: Store, job_id: str) -> Job:
 
 
 # ---------------------------------------------------------------- events
-_LastEventId = Annotated[
-    int | None, Header(ge=0, le=2**63 - 1, description="Resume after this event.")
+_EventId = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_LastEventId = Annotated[  # a header may be absent; null it never is
+    _EventId | SkipJsonSchema[None], Header(description="Resume after this event.")
 ]
 
 
