@@ -7,7 +7,7 @@ base_jobs.py, overlay_job.py    the stories of golden bases and of overlays
 job.py, plan.py      what a job is and how its state may go; where its things are
 api/requests.py, guest_config.py    what may be asked; api/message.py, what all messages share
 api/replies.py       what is answered; api/views.py makes it of jobs, domains, bases, disks,
-                     api/problems.py of errors
+                     api/problems.py of errors; api/openapi.py, what callers may read of those
 disk/                images: chains, formats, what is refused; golden bases; disks
 iso/                 the config ISO: its files; how it is written, checked and destroyed
 virt/                domains and disks: the XML; libvirt; both ends of a Xen disk; does KVM work?

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from provisiond.api.replies import ErrorReply, FieldError
 from provisiond.api.requests import UNKNOWN_KIND, JobKind
@@ -112,13 +113,25 @@ def add_error_replies(app: FastAPI) -> None:
         code = status.phrase.lower().replace(" ", "_").replace("-", "_")
         message = f"{request.method} {request.url.path}: {status.phrase}"
         hint = "See /openapi.json for what there is."
-        return _reply(status, code, message, hint, headers=error.headers)
+        headers = dict(error.headers or {})
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(sorted(_methods_of(request)))
+        return _reply(status, code, message, hint, headers=headers)
 
     @app.exception_handler(Exception)
     async def unforeseen(_request: Request, error: Exception) -> Response:
         message = f"unforeseen error: {type(error).__name__}"
         hint = "Report it with provisiond's log."
         return _reply(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", message, hint)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """All that the path takes, as RFC 9110 has it (10.2.1); Starlette tells the first route's."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods
+    return methods
 
 
 def problem(error: ProvisionError) -> Response:

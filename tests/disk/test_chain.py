@@ -67,6 +67,9 @@ def test_a_vhd_has_its_own_name_here() -> None:
         ({"actual-size": "1"}, "'1' is no size"),
         ({"filename": "nbd://host/x"}, "no absolute path"),
         ({"full-backing-filename": "json:{}"}, "'json:{}' is no absolute path"),
+        ({"full-backing-filename": "/b/\x1b[2J"}, r"'/b/\\x1b\[2J' is no absolute path"),
+        ({"filename": "/d/\ud800"}, r"an image: '/d/\\ud800' is no absolute path"),
+        ({"virtual-size": 2**63}, f"{2**63} is no size"),
         ({"backing-filename-format": "luks"}, "the format 'luks'"),
     ],
 )
@@ -88,9 +91,18 @@ def test_a_chain_with_a_missing_link_is_refused() -> None:
 def test_whatever_is_told_is_an_image_or_refused(answer: Any) -> None:
     for parse in (parse_info, parse_chain):
         try:
-            parse(json.dumps(answer))
-        except ImageRefused:
-            pass
+            found = parse(json.dumps(answer))
+        except ImageRefused as refusal:
+            assert_can_be_shown(refusal.message)
+            continue
+        images = found.images if isinstance(found, DiskChain) else (found,)
+        for image in images:
+            assert_can_be_shown(str(image.path), str(image.backing))
+            assert 0 <= image.virtual_size < 2**63
+
+
+def assert_can_be_shown(*texts: str) -> None:
+    assert all(text.isprintable() for text in texts), texts
 
 
 @given(st.text())
