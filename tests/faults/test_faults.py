@@ -5,12 +5,13 @@ from tests.faults.campaign import record, scene
 from tests.faults.disk_full import fill_at, full_points_of
 from tests.faults.images import Import, Overlay
 from tests.faults.kill import kill_at
-from tests.faults.power_cut import cut_power_at
+from tests.faults.power_cut import cut_power_at, power_points_of
 from tests.faults.scenario import UNKNOWN
 
 LINK = "link disks/.#.part disks/web#.qcow#"
 STORED = "fdatasync state/provisiond.sqlite-wal"
 WRITTEN = "write state/provisiond.sqlite-wal"
+BASES = "fsync images/bases"
 CREATE = "exec qemu-img create"
 
 
@@ -24,6 +25,17 @@ async def test_an_overlay_is_whole_or_absent_wherever_provisiond_is_killed() -> 
     assert [row.problems for row in rows] == [(), (), ()]
     assert {row.outcome for row in rows} <= {"SUCCEEDED", UNKNOWN}
     assert rows[-1].outcome == "SUCCEEDED"
+
+
+async def test_what_provisiond_has_said_outlives_a_power_cut() -> None:
+    async with scene(Import, on_volumes=True) as scenario:
+        points = list(power_points_of(await record(scenario)))
+        wanted = [Point(STORED, 1, "before"), Point(BASES, 1, "before"), Point(STORED, 3, "after")]
+        assert set(wanted) <= set(points), points
+        rows = [await cut_power_at(scenario, point) for point in wanted]
+    assert [row.reached for row in rows] == [True, True, True]
+    assert [row.problems for row in rows] == [(), (), ()]
+    assert [row.outcome for row in rows] == [UNKNOWN, "SUCCEEDED", "SUCCEEDED"]
 
 
 async def test_what_nobody_synced_is_lost_in_a_power_cut() -> None:
