@@ -1,5 +1,6 @@
 """What `make faults` does, at a few points of scenarios that need no guest."""
 
+from tests.daemon.images import raw_image
 from tests.faults.breakpoint import Point, points_of
 from tests.faults.campaign import record, scene
 from tests.faults.disk_full import fill_at, full_points_of
@@ -7,12 +8,20 @@ from tests.faults.images import Import, Overlay
 from tests.faults.kill import kill_at
 from tests.faults.power_cut import cut_power_at, power_points_of
 from tests.faults.scenario import UNKNOWN
+from tests.faults.volumes import IMAGES_MIB
 
 LINK = "link disks/.#.part disks/web#.qcow#"
 STORED = "fdatasync state/provisiond.sqlite-wal"
 WRITTEN = "write state/provisiond.sqlite-wal"
 BASES = "fsync images/bases"
 CREATE = "exec qemu-img create"
+
+
+class LargeImport(Import):
+    """Of two copies there is no room for the second."""
+
+    async def prepare(self) -> None:
+        raw_image(self.source, mib=IMAGES_MIB // 2, data_mib=IMAGES_MIB // 2)
 
 
 async def test_an_overlay_is_whole_or_absent_wherever_provisiond_is_killed() -> None:
@@ -59,6 +68,12 @@ async def test_a_full_disk_is_named_and_harms_nothing() -> None:
         ]
     assert [row.problems for row in rows] == [(), ()]
     assert [row.outcome for row in rows] == [f"{UNKNOWN}: state_unwritable", "FAILED no_space"]
+
+
+async def test_an_import_that_goes_on_needs_no_room_for_the_half_it_had() -> None:
+    async with scene(LargeImport, on_volumes=True) as scenario:
+        row = await kill_at(scenario, Point("fsync bases/.#.part", 1, "before"))
+    assert (row.reached, row.outcome, row.problems) == (True, "SUCCEEDED", ())
 
 
 async def test_a_file_that_is_left_behind_is_seen() -> None:
