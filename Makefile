@@ -7,7 +7,7 @@
 help:
 	@echo 'make test      run every test, real guests included (ARGS=... goes to pytest)'
 	@echo 'make test-xen  boot real Xen under QEMU, install provisiond in its dom0 and test it there'
-	@echo 'make faults    kill provisiond at every call by which it changes the world, and look'
+	@echo 'make faults    kill it, cut its power and fill its disks at every call that changes the world'
 	@echo 'make fuzz      throw hostile input at the parsers and the API, and look (ARGS=--help)'
 	@echo 'make demo      provision a real guest on this machine and show each step'
 	@echo 'make lock      resolve constraints.txt again from pyproject.toml'
