@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,12 +154,16 @@ class Daemon(Api):
     async def start(self) -> None:
         """Start the process and wait until it answers."""
         process = await self.spawn()
+        await self.until_it_answers(lambda: process.returncode is not None)
+
+    async def until_it_answers(self, has_ended: Callable[[], bool]) -> None:
+        """Wait until the process serves; RuntimeError with its log if it has ended instead."""
         async with asyncio.timeout(START_SECONDS), self.http() as http:
             while True:
                 try:
                     await http.get("/healthz")
                 except httpx.TransportError:
-                    if process.returncode is not None:
+                    if has_ended():
                         raise RuntimeError(self.log.read_text()) from None
                     await asyncio.sleep(0.02)
                 else:
