@@ -171,11 +171,11 @@ class Daemon(Api):
 
     async def stop(self) -> int:
         """SIGTERM, and the exit status."""
-        return await self._end(signal.SIGTERM)
+        return await self.end(signal.SIGTERM)
 
     async def kill(self) -> None:
         """SIGKILL: the power cut that a test can have."""
-        await self._end(signal.SIGKILL)
+        await self.end(signal.SIGKILL)
 
     async def run_to_its_end(self) -> tuple[int, str]:
         """For a daemon that refuses to start: exit status and what it said."""
@@ -184,7 +184,8 @@ class Daemon(Api):
             status = await process.wait()
         return status, self.log.read_text()
 
-    async def _end(self, how: signal.Signals) -> int:
+    async def end(self, how: signal.Signals) -> int:
+        """End the process by this signal; what it ended with (a signal's number is negative)."""
         if self.process is None:
             return 0
         if self.process.returncode is None:

@@ -2,8 +2,12 @@
 switched on: it and its hash are on the config ISO alone, and then nowhere."""
 
 import asyncio
+import signal
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
+from passlib.hash import sha512_crypt
 
 from tests.daemon.canary import (
     SHA512CRYPT,
@@ -142,3 +146,29 @@ async def test_the_secret_of_a_job_is_on_its_iso_alone_and_nowhere_once_it_has_e
     assert await secret_places(daemon, lab, secrets) == []
     live = lab.xml(works.name)
     assert found(secrets, [Place("live XML", live.encode())], known={"live XML": works.uuid}) == []
+
+
+@pytest.mark.parametrize("sent", ["password", "password_hash"])
+async def test_a_secret_outlives_no_crash_no_abort_and_no_stop_but_on_its_iso(
+    lab: Lab, guest_daemon: Daemon, sent: str
+) -> None:
+    """And the job that was resumed three times has it applied."""
+    (guest,) = lab.start("--delay", "8")
+    canary = Canary()
+    daemon = talkative(guest_daemon)
+    await daemon.start()
+    secret = canary.password if sent == "password" else canary.hash
+    job = await daemon.submit(wanted(guest, "resumed", **{"password": None, sent: secret}))
+    await daemon.wait_for(job["id"], "ISO_ATTACHED")
+    (iso,) = daemon.iso_folder.iterdir()
+    secrets = [secret, hash_on(iso)]
+    for number in (signal.SIGKILL, signal.SIGABRT, signal.SIGTERM):
+        await daemon.end(number)
+        assert await secret_places(daemon, lab, secrets) == [], number
+        assert hash_on(iso) in secrets
+        await daemon.start()
+        assert await secret_places(daemon, lab, secrets) == [], number
+    await daemon.wait_for(job["id"], "SUCCEEDED")
+    assert sha512_crypt.verify(canary.password, await hash_in(guest))
+    assert list(daemon.iso_folder.iterdir()) == []
+    assert await secret_places(daemon, lab, secrets) == []
