@@ -19,7 +19,7 @@ from passlib.hash import sha512_crypt
 from tests.daemon.program import Api
 from tests.xenstore.wire import Connection
 
-SHA512CRYPT = re.compile(rb"\$6\$[^\s$]{1,16}\$[./0-9A-Za-z]{86}")
+SHA512CRYPT = re.compile(rb"\$6\$[^\s$]{1,16}\$[./0-9A-Za-z]{8,86}")  # its beginning is enough
 _API = ("/v1/jobs", "/v1/domains", "/v1/bases", "/v1/disks", "/healthz", "/metrics")
 
 
