@@ -5,7 +5,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,7 @@ from provisiond.api.limits import CallLimits, Traffic
 from provisiond.api.replies import JobState
 from provisiond.api.server import create_app
 from provisiond.api.serving import Server
+from provisiond.core_dump import forbid_core_dumps
 from provisiond.disk.bases import Bases
 from provisiond.disk.disks import Disks
 from provisiond.disk.folder import make_passable
@@ -78,7 +78,7 @@ async def serve(settings: Settings) -> None:
 
     Raises SettingsError, AlreadyRunning, StateUnusable or StateUnwritable where it cannot start.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a secret is in this process's memory
+    forbid_core_dumps()
     stop = _stop_on_signal()
     traffic = _traffic(settings)
     with _only_one(settings), listening(settings) as listeners:

@@ -41,6 +41,7 @@ class Command:
 
     socket: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    prefix: tuple[Word, ...] = ()
 
     async def run(self, *words: Word, stdin: bytes = b"", stdout: int | None = None) -> Ended:
         """The command from its start to its end, without any terminal."""
@@ -103,7 +104,7 @@ class Command:
     def _argv(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
         # Tests that run in the background of a shell would pass on that Ctrl-C is ignored.
         default = ("env", "--default-signal=INT")
-        return (*default, PROVISIONCTL, "--socket", self.socket, *words)
+        return (*default, *self.prefix, PROVISIONCTL, "--socket", self.socket, *words)
 
     def _environment(self) -> dict[str, str]:
         usual = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "TERM": "xterm"}

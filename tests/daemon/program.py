@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,12 +154,16 @@ class Daemon(Api):
     async def start(self) -> None:
         """Start the process and wait until it answers."""
         process = await self.spawn()
+        await self.until_it_answers(lambda: process.returncode is not None)
+
+    async def until_it_answers(self, has_ended: Callable[[], bool]) -> None:
+        """Wait until the process serves; RuntimeError with its log if it has ended instead."""
         async with asyncio.timeout(START_SECONDS), self.http() as http:
             while True:
                 try:
                     await http.get("/healthz")
                 except httpx.TransportError:
-                    if process.returncode is not None:
+                    if has_ended():
                         raise RuntimeError(self.log.read_text()) from None
                     await asyncio.sleep(0.02)
                 else:
@@ -167,11 +171,11 @@ class Daemon(Api):
 
     async def stop(self) -> int:
         """SIGTERM, and the exit status."""
-        return await self._end(signal.SIGTERM)
+        return await self.end(signal.SIGTERM)
 
     async def kill(self) -> None:
         """SIGKILL: the power cut that a test can have."""
-        await self._end(signal.SIGKILL)
+        await self.end(signal.SIGKILL)
 
     async def run_to_its_end(self) -> tuple[int, str]:
         """For a daemon that refuses to start: exit status and what it said."""
@@ -180,7 +184,8 @@ class Daemon(Api):
             status = await process.wait()
         return status, self.log.read_text()
 
-    async def _end(self, how: signal.Signals) -> int:
+    async def end(self, how: signal.Signals) -> int:
+        """End the process by this signal; what it ended with (a signal's number is negative)."""
         if self.process is None:
             return 0
         if self.process.returncode is None:
