@@ -76,7 +76,8 @@ _REBOOT_SECONDS = 60.0
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; every job that has not ended is left to be resumed.
 
-    Raises SettingsError, AlreadyRunning, StateUnusable or StateUnwritable where it cannot start.
+    Raises SettingsError, AlreadyRunning, StateUnusable or StateUnwritable where it cannot start,
+    and StateUnusable where the state file is damaged while it runs.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a secret is in this process's memory
     stop = _stop_on_signal()
@@ -111,6 +112,8 @@ async def serve(settings: Settings) -> None:
             async with supervisor.running():
                 server = Server(app, listeners, traffic)
                 await _answer(server, supervisor, tools, xen, settings, until=stop)
+            if tools.store.damage is not None:
+                raise tools.store.damage
 
 
 async def _answer(
@@ -129,6 +132,7 @@ async def _answer(
             tasks.create_task(_keep_connected(tools.hypervisor), name="libvirt"),
             tasks.create_task(_tell_systemd(supervisor), name="systemd"),
             tasks.create_task(_prune(tools.store, settings), name="prune"),
+            tasks.create_task(_stop_on_damage(tools.store, until), name="damage"),
         ]
         if xen:
             keeping += [
@@ -302,6 +306,12 @@ async def _keep_connected(hypervisor: Hypervisor) -> None:
         if not hypervisor.connected:
             with contextlib.suppress(HypervisorUnavailable):
                 await hypervisor.connect()
+
+
+async def _stop_on_damage(store: Store, stop: asyncio.Event) -> None:
+    """No fact can be stored any more, so nothing may be done."""
+    await store.damaged()
+    stop.set()
 
 
 async def _prune(store: Store, settings: Settings) -> None:

@@ -23,6 +23,7 @@ from provisiond.errors import (
     DeadlinePassed,
     HypervisorUnavailable,
     ProvisionError,
+    StateUnusable,
     StateUnwritable,
     XenstoreUnavailable,
 )
@@ -189,7 +190,7 @@ class Story(ABC):
         self.job = advance(before, to, at=time.time(), **facts)
         try:
             await self._tools.store.save(self.job, [Fact(to, detail)])
-        except StateUnwritable:
+        except (StateUnwritable, StateUnusable):
             self.job = before
             raise
         self._tools.observe(before, self.job)

@@ -27,6 +27,7 @@ from provisiond.errors import (
     ProvisionError,
     RequestConflict,
     ShuttingDown,
+    StateUnusable,
     TooManyJobs,
     Unforeseen,
 )
@@ -211,6 +212,8 @@ class Supervisor:
                 try:
                     await bring_on()
                     return
+                except StateUnusable:
+                    return  # the store has said so: the daemon ends, and this job is as stored
                 except Exception as error:
                     subject, fields = story.job.subject, journal_fields(story.job)
                     log.exception("%s: unforeseen error", subject, extra=fields)
