@@ -25,8 +25,8 @@ daemon.py            everything put together and served
 cli/                 provisionctl, with display.py, tables.py, progress.py, guest_options.py,
                      reach.py (ssh) and doctor.py
 
-Beside the way: settings.py, errors.py, password.py (its hash), metrics.py, systemd.py, threads.py
-(blocking calls), process.py (other programs), sizes.py.
+Beside the way: settings.py, errors.py, clock.py, password.py (its hash), metrics.py, systemd.py,
+threads.py (blocking calls), process.py (other programs), sizes.py.
 """
 
 __version__ = "0.1.0"

@@ -20,6 +20,7 @@ from provisiond.api.limits import CallLimits, Traffic
 from provisiond.api.replies import JobState
 from provisiond.api.server import create_app
 from provisiond.api.serving import Server
+from provisiond.clock import WallClock, boot_time
 from provisiond.disk.bases import Bases
 from provisiond.disk.disks import Disks
 from provisiond.disk.folder import make_passable
@@ -315,9 +316,13 @@ async def _stop_on_damage(store: Store, stop: asyncio.Event) -> None:
 
 
 async def _prune(store: Store, settings: Settings) -> None:
-    """Remove what is old, now and every hour."""
+    """Remove what is too much, now and every hour, and what is old, once the date is reliable."""
+    clock = WallClock(wall=time.time(), boot=boot_time().seconds)
     while True:
-        before = time.time() - settings.keep_days * _DAY
+        wall, boot = time.time(), boot_time().seconds
+        before = 0.0
+        if clock.is_reliable(wall=wall, boot=boot):
+            before = wall - settings.keep_days * _DAY
         with contextlib.suppress(StateUnwritable):  # it is tried again
             if removed := await store.prune(before=before, keep=settings.keep_jobs):
                 log.info("%d ended jobs are removed with their history", removed)

@@ -28,7 +28,7 @@ _JOB = TypeAdapter(Job)
 _LOOKED_AT_ONCE = 200
 _LAST_CONFIGURED = (
     "WHERE domain_uuid = ? AND job ->> '$.kind' = ? AND job ->> '$.state' IN (?, ?, ?)"
-    " ORDER BY created_at DESC LIMIT 1"
+    " ORDER BY rowid DESC LIMIT 1"
 )
 
 
@@ -199,8 +199,8 @@ class Store:
         return _first(await self._jobs("WHERE request_id = ?", request_id))
 
     async def unfinished(self) -> list[Job]:
-        """All jobs that have not ended, oldest first."""
-        return await self._jobs("WHERE NOT ended ORDER BY created_at")
+        """All jobs that have not ended, in the order in which they came."""
+        return await self._jobs("WHERE NOT ended ORDER BY rowid")
 
     async def unfinished_on(self, works_on: str, domain_uuid: str | None) -> Job | None:
         """A job at work on the same: under the same key, or on the same domain."""
@@ -221,8 +221,8 @@ class Store:
         return _first(await self._jobs(_LAST_CONFIGURED, *values))
 
     async def newest(self, limit: int) -> list[Job]:
-        """The newest jobs, newest first."""
-        return await self._jobs("ORDER BY created_at DESC, rowid DESC LIMIT ?", limit)
+        """The newest jobs, newest first; by their coming, whatever the clock said then."""
+        return await self._jobs("ORDER BY rowid DESC LIMIT ?", limit)
 
     async def last_generation(self, domain_uuid: str) -> int:
         """The highest generation that a job of this domain had; 0 where there was none."""

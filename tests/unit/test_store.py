@@ -212,11 +212,13 @@ async def test_a_cancel_that_was_asked_for_outlives_later_saves(store: Store) ->
     assert found.cancel_requested
 
 
-async def test_jobs_are_listed_newest_first_and_resumed_oldest_first(store: Store) -> None:
+async def test_jobs_are_listed_newest_first_and_resumed_oldest_first_whatever_the_clock_said(
+    store: Store,
+) -> None:
     for number, created_at in ((1, 30.0), (2, 10.0), (3, 20.0)):
         await store.insert(job_of(number, created_at=created_at), "x")
-    assert [job.generation for job in await store.newest(2)] == [1, 3]
-    assert [job.generation for job in await store.unfinished()] == [2, 3, 1]
+    assert [job.generation for job in await store.newest(2)] == [3, 2]
+    assert [job.generation for job in await store.unfinished()] == [1, 2, 3]
 
 
 async def test_the_start_of_an_id_finds_two_jobs_at_most(store: Store) -> None:
@@ -265,6 +267,18 @@ async def test_old_jobs_go_and_the_last_that_each_guest_has_taken_stays(store: S
     last = await store.last_configured(uuid_of(0))
     assert last is not None
     assert last.id == f"{450:032x}"
+
+
+async def test_the_last_job_that_a_guest_has_taken_is_so_though_the_clock_was_set_back(
+    store: Store,
+) -> None:
+    for number, created_at in ((1, 4e9), (2, 10.0)):
+        job = job_of(number, domain=7, created_at=created_at)
+        await store.insert(job, "x")
+        await store.save(succeeded(job), [Fact(S.SUCCEEDED, "x")])
+    last = await store.last_configured(uuid_of(7))
+    assert last is not None
+    assert last.generation == 2
 
 
 async def test_young_jobs_stay_and_no_more_than_so_many(store: Store) -> None:
