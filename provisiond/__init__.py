@@ -14,7 +14,7 @@ virt/                domains and disks: the XML; libvirt; both ends of a Xen dis
 guest/               the guest's word: its grammar; how it reaches us; its addresses
 xenstore/            xenstore: its wire, a connection, the client, which domid a domain has
 ports.py             what more than one adapter can do
-store.py             the facts, kept (schema.py has its tables)
+store.py             the facts, kept (state_file.py is their file, schema.py has its tables)
 admission.py         may a request become a job?
 supervisor.py        jobs become tasks: one a subject, bounded, resumed at start
 inventory.py         the domains, bases and disks that are there
@@ -25,8 +25,8 @@ daemon.py            everything put together and served
 cli/                 provisionctl, with display.py, tables.py, progress.py, guest_options.py,
                      reach.py (ssh) and doctor.py
 
-Beside the way: settings.py, errors.py, password.py (its hash), core_dump.py (none), metrics.py,
-systemd.py, threads.py (blocking calls), process.py (other programs), sizes.py.
+Beside the way: settings.py, errors.py, clock.py, password.py (its hash), core_dump.py (none),
+metrics.py, systemd.py, threads.py (blocking calls), process.py (other programs), sizes.py.
 """
 
 __version__ = "0.1.0"

@@ -19,6 +19,7 @@ from provisiond.api.limits import CallLimits, Traffic
 from provisiond.api.replies import JobState
 from provisiond.api.server import create_app
 from provisiond.api.serving import Server
+from provisiond.clock import WallClock, boot_time
 from provisiond.core_dump import forbid_core_dumps
 from provisiond.disk.bases import Bases
 from provisiond.disk.disks import Disks
@@ -76,7 +77,8 @@ _REBOOT_SECONDS = 60.0
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; every job that has not ended is left to be resumed.
 
-    Raises SettingsError, AlreadyRunning, StateUnusable or StateUnwritable where it cannot start.
+    Raises SettingsError, AlreadyRunning, StateUnusable or StateUnwritable where it cannot start,
+    and StateUnusable where the state file is damaged while it runs.
     """
     forbid_core_dumps()
     stop = _stop_on_signal()
@@ -111,6 +113,8 @@ async def serve(settings: Settings) -> None:
             async with supervisor.running():
                 server = Server(app, listeners, traffic)
                 await _answer(server, supervisor, tools, xen, settings, until=stop)
+            if tools.store.damage is not None:
+                raise tools.store.damage
 
 
 async def _answer(
@@ -129,6 +133,7 @@ async def _answer(
             tasks.create_task(_keep_connected(tools.hypervisor), name="libvirt"),
             tasks.create_task(_tell_systemd(supervisor), name="systemd"),
             tasks.create_task(_prune(tools.store, settings), name="prune"),
+            tasks.create_task(_stop_on_damage(tools.store, until), name="damage"),
         ]
         if xen:
             keeping += [
@@ -304,10 +309,20 @@ async def _keep_connected(hypervisor: Hypervisor) -> None:
                 await hypervisor.connect()
 
 
+async def _stop_on_damage(store: Store, stop: asyncio.Event) -> None:
+    """No fact can be stored any more, so nothing may be done."""
+    await store.damaged()
+    stop.set()
+
+
 async def _prune(store: Store, settings: Settings) -> None:
-    """Remove what is old, now and every hour."""
+    """Remove what is too much, now and every hour, and what is old, once the date is reliable."""
+    clock = WallClock(wall=time.time(), boot=boot_time().seconds)
     while True:
-        before = time.time() - settings.keep_days * _DAY
+        wall, boot = time.time(), boot_time().seconds
+        before = 0.0
+        if clock.is_reliable(wall=wall, boot=boot):
+            before = wall - settings.keep_days * _DAY
         with contextlib.suppress(StateUnwritable):  # it is tried again
             if removed := await store.prune(before=before, keep=settings.keep_jobs):
                 log.info("%d ended jobs are removed with their history", removed)

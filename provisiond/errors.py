@@ -31,7 +31,9 @@ class StateUnusable(ProvisionError):
     """The state file is corrupt, foreign or from a newer provisiond; it is never overwritten."""
 
     code = "state_unusable"
-    default_hint = "Move it away to start empty, or put back a copy that is whole."
+    default_hint = (
+        "Move it and its -wal away; put back a copy that is whole, or none to start empty."
+    )
 
 
 class StateUnwritable(ProvisionError):

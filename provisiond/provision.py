@@ -227,9 +227,14 @@ class Provisioning(Story):
         await self._conclude()
 
     async def _ask_guest(self) -> bool:
-        """End the guest's say; True where its `done` stood before. It cannot without the ISO."""
-        attached = await self._tools.hypervisor.has_disk(self._uuid, self._plan.iso)
-        return attached and await self._signal.cancel() == Done()
+        """End the guest's say; True where its `done` stood before. It cannot without the ISO.
+
+        While xenstored is away nobody can tell; the domain may be destroyed meanwhile.
+        """
+        if not await self._tools.hypervisor.has_disk(self._uuid, self._plan.iso):
+            return False
+        async with self._phase("to hear the guest's last word", self._tools.limits.detach):
+            return await self._signal.cancel() == Done()
 
     async def _remove_iso(self) -> None:
         """Detach and destroy the ISO and prove it."""

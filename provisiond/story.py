@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from provisiond.api.replies import JobState
+from provisiond.clock import boot_time
 from provisiond.disk.bases import Bases
 from provisiond.disk.disks import Disks
 from provisiond.errors import (
@@ -23,6 +24,7 @@ from provisiond.errors import (
     DeadlinePassed,
     HypervisorUnavailable,
     ProvisionError,
+    StateUnusable,
     StateUnwritable,
     XenstoreUnavailable,
 )
@@ -129,7 +131,8 @@ class Story(ABC):
     async def _try_to_go_forward(self) -> Failure | None:
         """Go forward as far as a failure counts; the failure that stopped it."""
         try:
-            async with asyncio.timeout(self.job.deadline_at - time.time()) as self._until_deadline:
+            left = self.job.seconds_left(wall=time.time(), boot=boot_time())
+            async with asyncio.timeout(left) as self._until_deadline:
                 if self._cancelled:
                     self.cancel()
                 async with self._slots():
@@ -189,7 +192,7 @@ class Story(ABC):
         self.job = advance(before, to, at=time.time(), **facts)
         try:
             await self._tools.store.save(self.job, [Fact(to, detail)])
-        except StateUnwritable:
+        except (StateUnwritable, StateUnusable):
             self.job = before
             raise
         self._tools.observe(before, self.job)

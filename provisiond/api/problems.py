@@ -42,6 +42,7 @@ from provisiond.errors import (
     RequestConflict,
     ShuttingDown,
     SizeTooSmall,
+    StateUnusable,
     StateUnwritable,
     TemplateUnusable,
     TooManyJobs,
@@ -85,7 +86,7 @@ _STATUS: dict[type[ProvisionError], HTTPStatus] = {
     Forbidden: HTTPStatus.FORBIDDEN,
     TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     **dict.fromkeys(
-        (HypervisorUnavailable, Overloaded, ShuttingDown, TooManyJobs),
+        (HypervisorUnavailable, Overloaded, ShuttingDown, StateUnusable, TooManyJobs),
         HTTPStatus.SERVICE_UNAVAILABLE,
     ),
     **dict.fromkeys((NoSpace, StateUnwritable), HTTPStatus.INSUFFICIENT_STORAGE),

@@ -82,7 +82,7 @@ def create_app(
     _add_events(app, store)
     _add_images(app, inventory)
     _add_domains(app, supervisor, inventory)
-    _add_host(app, supervisor, hypervisor, xenstore, metrics)
+    _add_host(app, supervisor, store, hypervisor=hypervisor, xenstore=xenstore, metrics=metrics)
     return app
 
 
@@ -248,6 +248,8 @@ def _add_domains(app: FastAPI, supervisor: Supervisor, inventory: Inventory) -> 
 def _add_host(
     app: FastAPI,
     supervisor: Supervisor,
+    store: Store,
+    *,
     hypervisor: Hypervisor,
     xenstore: Xenstore | None,
     metrics: Metrics,
@@ -256,7 +258,9 @@ def _add_host(
     async def health(response: Response) -> HealthView:
         """Whether provisiond can take work: 200, or 503 with the same body."""
         xenstore_lost = xenstore is not None and not xenstore.connected
-        ok = hypervisor.connected and not xenstore_lost and not supervisor.full
+        trouble = await store.trouble()
+        reached = hypervisor.connected and not xenstore_lost
+        ok = reached and trouble is None and not supervisor.full
         if not ok:
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return HealthView(
@@ -265,6 +269,7 @@ def _add_host(
             hypervisor=hypervisor.uri,
             hypervisor_connected=hypervisor.connected,
             xenstore_connected=None if xenstore is None else xenstore.connected,
+            state_trouble=trouble,
             jobs_unfinished=supervisor.unfinished,
         )
 

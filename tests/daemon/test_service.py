@@ -76,7 +76,7 @@ async def test_a_corrupt_state_file_is_refused_and_left_as_it_is(idle_daemon: Da
     idle_daemon.state_file.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
     before = idle_daemon.state_file.read_bytes()
     status, said = await idle_daemon.run_to_its_end()
-    assert status == 1
+    assert status == 78
     assert "state_unusable" in said
     assert str(idle_daemon.state_file) in said
     assert idle_daemon.state_file.read_bytes() == before
@@ -89,7 +89,7 @@ async def test_a_state_file_of_a_newer_provisiond_is_refused(daemon: Daemon) -> 
     connection.close()
     daemon.log.unlink()
     status, said = await daemon.run_to_its_end()
-    assert status == 1
+    assert status == 78
     assert "schema version 99" in said
 
 
@@ -102,7 +102,7 @@ async def test_a_stored_job_that_cannot_be_read_stops_the_start(daemon: Daemon) 
         )
     daemon.log.unlink()
     status, said = await daemon.run_to_its_end()
-    assert status == 1
+    assert status == 78
     assert "state_unusable" in said
     assert "Traceback" not in said
 

@@ -1,17 +1,14 @@
 """The calls by which provisiond changes the world, and the library that stops it at one of them."""
 
-import hashlib
 import itertools
 import os
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tests.lab.packages import cache_directory
+from tests.lab.library import library
 
 SOURCE = Path(__file__).with_name("breakpoint.c")
 
@@ -33,7 +30,7 @@ class Breakpoint:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        self._library = _library()
+        self._library = library(SOURCE)
         self._wanted = folder / "wanted"
         self._calls = folder / "calls"
         self._reached = folder / "reached"
@@ -91,32 +88,3 @@ def points_of(calls: Sequence[str]) -> Iterator[Point]:
 def _is_libvirts(call: str) -> bool:
     verb, *words = call.split()
     return verb != "say" and any(word.startswith("~") for word in words)
-
-
-def _library() -> Path:
-    """Built once for each content, kept in the cache."""
-    name = f"breakpoint-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
-    library = cache_directory() / name
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(prefix=".breakpoint-", dir=library.parent)
-        os.close(descriptor)
-        subprocess.run(
-            [
-                "gcc",
-                "-std=gnu11",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-O2",
-                "-fPIC",
-                "-shared",
-                "-fvisibility=hidden",
-                *("-o", part),
-                SOURCE,
-                "-ldl",
-            ],
-            check=True,
-        )
-        Path(part).rename(library)
-    return library

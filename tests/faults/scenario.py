@@ -149,7 +149,7 @@ def outcome(job: Json | None) -> str:
         return UNKNOWN
     if job["failure"] is None:
         return str(job["state"])
-    why = " (libvirt forgot what QEMU has)" if _is_forgotten(job) else ""
+    why = " (libvirt forgot what QEMU has)" if is_forgotten(job) else ""
     return f"{job['state']} {job['failure']['code']}{why}"
 
 
@@ -157,11 +157,11 @@ def ends_well(what: str, job: Json | None) -> list[str]:
     """The problem that a job has not succeeded, if it is one."""
     if job is None or job["failure"] is None:
         return []
-    whose = f"{LIMIT}: " if _is_forgotten(job) else ""
+    whose = f"{LIMIT}: " if is_forgotten(job) else ""
     return [f"{whose}{what}: {job['failure']['message']}"]
 
 
-def _is_forgotten(job: Json) -> bool:
+def is_forgotten(job: Json) -> bool:
     """QEMU may have a node or a device of which libvirt, killed in mid-attach, does not know."""
     said = job["failure"]["message"]
     return "Duplicate nodes" in said or "Duplicate device ID" in said

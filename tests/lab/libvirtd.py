@@ -9,6 +9,7 @@ The namespaces end with this process, however it ends, and everything that runs 
 """
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -111,6 +112,16 @@ class Libvirtd:
             probe.connect(str(self._socket))
             who = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         self._pid, _user, _group = struct.unpack("3i", who)
+
+    def stop(self) -> None:
+        """SIGTERM; what it is at work on comes to its end first. Its guests go on."""
+        process = os.pidfd_open(self._pid)
+        try:
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+            select.select([process], [], [])
+        finally:
+            os.close(process)
+        self._pid = 0
 
     def kill(self) -> None:
         """SIGKILL; returns when it is gone. Its guests go on."""

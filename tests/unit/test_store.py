@@ -106,16 +106,26 @@ async def reopened(file: Path) -> tuple[list[Job], list[Event]]:
 
 
 async def refused(file: Path) -> StateUnusable:
-    """The error of a file that is refused; asserts that not a byte and not its mode changed."""
-    before, mode = file.read_bytes(), file.stat().st_mode
+    """The error of a file that is refused; asserts that not a byte and not its mode changed, nor
+    of what lies beside it."""
+    before = bytes_and_modes(file.parent)
     store = Store(file)
     with pytest.raises(StateUnusable) as caught:
         await store.open()
     await store.close()
-    assert file.read_bytes() == before
-    assert file.stat().st_mode == mode
+    assert bytes_and_modes(file.parent) == before
     assert str(file) in str(caught.value)
     return caught.value
+
+
+def bytes_and_modes(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Of every file but what SQLite makes to read: a log's index, and a log that is empty."""
+    files = ((path, path.read_bytes()) for path in folder.iterdir())
+    return {
+        path.name: (content, path.stat().st_mode)
+        for path, content in files
+        if not path.name.endswith("-shm") and (content or not path.name.endswith("-wal"))
+    }
 
 
 # ---------------------------------------------------------------- keeping
@@ -202,11 +212,13 @@ async def test_a_cancel_that_was_asked_for_outlives_later_saves(store: Store) ->
     assert found.cancel_requested
 
 
-async def test_jobs_are_listed_newest_first_and_resumed_oldest_first(store: Store) -> None:
+async def test_jobs_are_listed_newest_first_and_resumed_oldest_first_whatever_the_clock_said(
+    store: Store,
+) -> None:
     for number, created_at in ((1, 30.0), (2, 10.0), (3, 20.0)):
         await store.insert(job_of(number, created_at=created_at), "x")
-    assert [job.generation for job in await store.newest(2)] == [1, 3]
-    assert [job.generation for job in await store.unfinished()] == [2, 3, 1]
+    assert [job.generation for job in await store.newest(2)] == [3, 2]
+    assert [job.generation for job in await store.unfinished()] == [1, 2, 3]
 
 
 async def test_the_start_of_an_id_finds_two_jobs_at_most(store: Store) -> None:
@@ -255,6 +267,18 @@ async def test_old_jobs_go_and_the_last_that_each_guest_has_taken_stays(store: S
     last = await store.last_configured(uuid_of(0))
     assert last is not None
     assert last.id == f"{450:032x}"
+
+
+async def test_the_last_job_that_a_guest_has_taken_is_so_though_the_clock_was_set_back(
+    store: Store,
+) -> None:
+    for number, created_at in ((1, 4e9), (2, 10.0)):
+        job = job_of(number, domain=7, created_at=created_at)
+        await store.insert(job, "x")
+        await store.save(succeeded(job), [Fact(S.SUCCEEDED, "x")])
+    last = await store.last_configured(uuid_of(7))
+    assert last is not None
+    assert last.generation == 2
 
 
 async def test_young_jobs_stay_and_no_more_than_so_many(store: Store) -> None:
@@ -627,9 +651,17 @@ async def test_kill_9_at_any_statement_of_the_making_leaves_a_file_that_opens(
         await store.close()
 
 
-async def test_a_making_that_was_cut_short_in_its_commit_is_made_again(file: Path) -> None:
+async def test_what_is_left_of_a_making_that_was_killed_is_made_again(file: Path) -> None:
     """The journal is on the disk and the database half written: what SQLite calls hot."""
     file.parent.mkdir()
+    part = file.with_name(file.name + ".part")
+    write_half_a_database(part)
+    assert await reopened(file) == ([], [])
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def write_half_a_database(file: Path) -> None:
+    """And its journal, from which SQLite would take back what is written."""
     program = (
         "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
         # so small a cache writes pages before the commit, after it has synced the journal
@@ -640,4 +672,3 @@ async def test_a_making_that_was_cut_short_in_its_commit_is_made_again(file: Pat
     run_python(program, file)
     assert file.stat().st_size > 0
     assert file.with_name(file.name + "-journal").exists()
-    assert await reopened(file) == ([], [])
