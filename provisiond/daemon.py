@@ -61,6 +61,8 @@ log = logging.getLogger(__name__)
 _RECONNECT_SECONDS = 2.0
 _STATUS_SECONDS = 10.0
 _PRUNE_SECONDS = 3600.0
+# Or so many new jobs, if that is sooner: of those that are kept, one in a hundred.
+_PRUNE_JOBS = 100
 _DAY = 86400.0
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
@@ -305,13 +307,16 @@ async def _keep_connected(hypervisor: Hypervisor) -> None:
 
 
 async def _prune(store: Store, settings: Settings) -> None:
-    """Remove what is old, now and every hour."""
+    """Remove what is old or too much: now, every hour, and whenever many jobs have come."""
+    many = max(_PRUNE_JOBS, settings.keep_jobs // 100)
     while True:
         before = time.time() - settings.keep_days * _DAY
         with contextlib.suppress(StateUnwritable):  # it is tried again
             if removed := await store.prune(before=before, keep=settings.keep_jobs):
                 log.info("%d ended jobs are removed with their history", removed)
-        await asyncio.sleep(_PRUNE_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PRUNE_SECONDS):
+                await store.grown(many)
 
 
 async def _tell_systemd(supervisor: Supervisor) -> None:
