@@ -95,7 +95,7 @@ class ChannelFlood(Scene):
             process.kill()
             process.join()
 
-    def flood(self, *, on: bool) -> None:
+    async def flood(self, *, on: bool) -> None:
         self._gate.turn(on=on)
 
     @property

@@ -19,7 +19,7 @@ class Scene(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def flood(self, *, on: bool) -> None:
+    async def flood(self, *, on: bool) -> None:
         """Let the hostile guests begin, or have them stop."""
 
     @abstractmethod
@@ -76,12 +76,12 @@ async def compare(scene: Scene, *, seconds: float) -> Comparison:
     quiet, flooded = Waits(), Waits()
     for _ in range(ROUNDS):
         for waits in (quiet, flooded):
-            scene.flood(on=waits is flooded)
+            await scene.flood(on=waits is flooded)
             started, cpu = monotonic(), scene.cpu()
             waits.all += await scene.neighbours(seconds)
             waits.passed += monotonic() - started
             waits.cpu += scene.cpu() - cpu
-    scene.flood(on=False)
+    await scene.flood(on=False)
     return Comparison(scene.name, quiet, flooded, scene.taken())
 
 

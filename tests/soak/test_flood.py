@@ -17,9 +17,9 @@ SECONDS = 3
 async def test_channels_that_flood_are_heard_at_their_pace(tmp_path: Path) -> None:
     async with channel_flood(tmp_path, times=1) as scene:
         began = monotonic()
-        scene.flood(on=True)
+        await scene.flood(on=True)
         waits = await scene.neighbours(SECONDS)
-        scene.flood(on=False)
+        await scene.flood(on=False)
         most = 18 * MIB + MIB * (monotonic() - began)
         assert all(0 < sent < most for sent in scene.sent), scene.sent
         assert len(waits) >= NEIGHBOURS  # they were heard meanwhile
@@ -28,9 +28,9 @@ async def test_channels_that_flood_are_heard_at_their_pace(tmp_path: Path) -> No
 async def test_xenstore_guests_that_flood_are_looked_at_at_their_pace(xenstored: Xenstored) -> None:
     async with xenstore_flood(xenstored, times=1) as scene:
         began = monotonic()
-        scene.flood(on=True)
+        await scene.flood(on=True)
         waits = await scene.neighbours(SECONDS)
-        scene.flood(on=False)
+        await scene.flood(on=False)
         most = 55 + 5 * (monotonic() - began)
         assert all(0 < reads < most for reads in scene.reads), scene.reads
         assert len(waits) >= NEIGHBOURS

@@ -112,7 +112,7 @@ class XenstoreFlood(Scene):
                 process.kill()
                 process.join()
 
-    def flood(self, *, on: bool) -> None:
+    async def flood(self, *, on: bool) -> None:
         self._gate.turn(on=on)
 
     @property
