@@ -62,6 +62,8 @@ log = logging.getLogger(__name__)
 _RECONNECT_SECONDS = 2.0
 _STATUS_SECONDS = 10.0
 _PRUNE_SECONDS = 3600.0
+# Or so many new jobs, if that is sooner: of those that are kept, one in a hundred.
+_PRUNE_JOBS = 100
 _DAY = 86400.0
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
@@ -316,8 +318,12 @@ async def _stop_on_damage(store: Store, stop: asyncio.Event) -> None:
 
 
 async def _prune(store: Store, settings: Settings) -> None:
-    """Remove what is too much, now and every hour, and what is old, once the date is reliable."""
+    """Remove what is too much and, once the date is reliable, what is old.
+
+    Now, every hour, and whenever many jobs have come.
+    """
     clock = WallClock(wall=time.time(), boot=boot_time().seconds)
+    many = max(_PRUNE_JOBS, settings.keep_jobs // 100)
     while True:
         wall, boot = time.time(), boot_time().seconds
         before = 0.0
@@ -326,7 +332,9 @@ async def _prune(store: Store, settings: Settings) -> None:
         with contextlib.suppress(StateUnwritable):  # it is tried again
             if removed := await store.prune(before=before, keep=settings.keep_jobs):
                 log.info("%d ended jobs are removed with their history", removed)
-        await asyncio.sleep(_PRUNE_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PRUNE_SECONDS):
+                await store.grown(many)
 
 
 async def _tell_systemd(supervisor: Supervisor) -> None:

@@ -50,6 +50,7 @@ class Store:
         self._damaged = asyncio.Event()
         self._changed = asyncio.Condition()
         self._last_seq = 0
+        self._inserted = 0  # jobs, since the file was opened
         self._following = True
         self._is_closed = False
 
@@ -128,6 +129,7 @@ class Store:
             if "jobs.request_id" in str(error):
                 raise RequestConflict(f"request_id {job.request_id} is taken") from error
             raise Busy(f"{job.subject}: another job is at work on it") from error
+        self._inserted += 1
         return _add_events(connection, job, [Fact(job.state, detail)])
 
     def _save(self, connection: Connection, job: Job, facts: Sequence[Fact]) -> int:
@@ -153,6 +155,12 @@ class Store:
         while cursor:
             await self._write(self._prune, before, keep, cursor, removed)
         return len(removed)
+
+    async def grown(self, jobs: int) -> None:
+        """Wait until so many more jobs have been stored."""
+        until = self._inserted + jobs
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._inserted >= until)
 
     def _prune(
         self,

@@ -281,6 +281,15 @@ async def test_the_last_job_that_a_guest_has_taken_is_so_though_the_clock_was_se
     assert last.generation == 2
 
 
+async def test_whoever_waits_for_growth_hears_of_it_and_of_nothing_less(store: Store) -> None:
+    waiting = asyncio.create_task(store.grown(3))
+    await add_ended(store, range(1, 3), domains=3)
+    assert not waiting.done()
+    await add_ended(store, range(3, 4), domains=3)
+    async with asyncio.timeout(10):
+        await waiting
+
+
 async def test_young_jobs_stay_and_no_more_than_so_many(store: Store) -> None:
     await add_ended(store, range(1, 31), domains=30)
     assert await store.prune(before=5.0, keep=1000) == 0  # each is the last of its domain
