@@ -54,13 +54,13 @@ from provisiond.story import Limits, Tools
 from provisiond.supervisor import Supervisor
 from provisiond.threads import Threads
 from provisiond.virt.libvirt import Hypervisor
+from provisiond.watchdog import Watchdog, workers_of
 from provisiond.xenstore.client import Xenstore, find_xenstore
 from provisiond.xenstore.domains import Domains
 
 log = logging.getLogger(__name__)
 
 _RECONNECT_SECONDS = 2.0
-_STATUS_SECONDS = 10.0
 _PRUNE_SECONDS = 3600.0
 # Or so many new jobs, if that is sooner: of those that are kept, one in a hundred.
 _PRUNE_JOBS = 100
@@ -133,7 +133,7 @@ async def _answer(
         serving = tasks.create_task(server.serve(), name="http")
         keeping = [
             tasks.create_task(_keep_connected(tools.hypervisor), name="libvirt"),
-            tasks.create_task(_tell_systemd(supervisor), name="systemd"),
+            tasks.create_task(_watchdog(tools, supervisor).watch(), name="watchdog"),
             tasks.create_task(_prune(tools.store, settings), name="prune"),
             tasks.create_task(_stop_on_damage(tools.store, until), name="damage"),
         ]
@@ -337,13 +337,10 @@ async def _prune(store: Store, settings: Settings) -> None:
                 await store.grown(many)
 
 
-async def _tell_systemd(supervisor: Supervisor) -> None:
-    """STATUS now and then, and WATCHDOG twice in each of systemd's intervals."""
-    watchdog = systemd.watchdog_seconds()
-    while True:
-        alive = [] if watchdog is None else ["WATCHDOG=1"]
-        systemd.notify(f"STATUS={supervisor.unfinished} unfinished jobs", *alive)
-        await asyncio.sleep(min(_STATUS_SECONDS, (watchdog or _STATUS_SECONDS) / 2))
+def _watchdog(tools: Tools, supervisor: Supervisor) -> Watchdog:
+    return Watchdog(
+        workers_of(tools), tools.hypervisor.threads, unfinished=lambda: supervisor.unfinished
+    )
 
 
 # ---------------------------------------------------------------- one daemon

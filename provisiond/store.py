@@ -193,6 +193,10 @@ class Store:
         return bool(last) and last[0].id == job_id
 
     # ------------------------------------------------------------ reading
+    async def answer(self) -> None:
+        """Return once SQLite has answered in the one thread."""
+        await self._call(self._read_schema_version)
+
     async def find(self, job_id: str) -> Job | None:
         """The job with this id."""
         return _first(await self._jobs("WHERE id = ?", job_id))
@@ -286,6 +290,9 @@ class Store:
             return replace(_JOB.validate_json(text), cancel_requested=cancel_requested)
         except ValidationError as error:
             raise StateUnusable(f"{self._file.path} holds a job that cannot be read") from error
+
+    def _read_schema_version(self) -> int:
+        return _version_of(self._open_connection())
 
     def _last_generation(self, domain_uuid: str) -> int:
         query = "SELECT coalesce(max(generation), 0) FROM jobs WHERE domain_uuid = ?"

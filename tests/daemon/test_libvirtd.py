@@ -1,12 +1,14 @@
 """provisiond beside a libvirtd that is a process of its own, dies, hangs and comes back."""
 
 import asyncio
+import contextlib
 import pwd
 import stat
 from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tests.daemon.notified import Notified
 from tests.daemon.program import STORY, Daemon, Json, request
 from tests.lab.domain import Guest, kernel_words
 from tests.lab.libvirtd import Libvirtd
@@ -244,3 +246,18 @@ async def test_domains_whose_qemu_hangs_do_not_hold_up_another(
     assert ".iso" not in libvirtd.xml(free.name)
     for guest in stuck:
         libvirtd.thaw_qemu(guest.name)
+
+
+async def test_a_libvirtd_that_holds_every_thread_is_told_to_systemd_and_ends_nobody(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    with contextlib.closing(Notified(system_daemon, watchdog="2000000")) as notified:
+        await system_daemon.start()
+        await notified.wait_for("STATUS=0 unfinished jobs", "WATCHDOG=1")
+        libvirtd.freeze()
+        asked = [asyncio.create_task(system_daemon.get("/v1/domains")) for _ in range(40)]
+        await notified.wait_for("STATUS=0 unfinished jobs; libvirt does not answer", "WATCHDOG=1")
+        libvirtd.thaw()
+        await asyncio.gather(*asked)
+        await notified.wait_for("STATUS=0 unfinished jobs", "WATCHDOG=1")
+    assert system_daemon.said().count("libvirt: calls that hang hold every thread") == 1

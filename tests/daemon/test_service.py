@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
-import socket
 import sqlite3
 import stat
+import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tests.daemon import hold
+from tests.daemon.notified import Notified
 from tests.daemon.program import Daemon
 from tests.xenstore.daemon import Xenstored
 
@@ -189,19 +192,42 @@ async def test_without_xen_nobody_asks_for_xenstore(daemon: Daemon) -> None:
 
 
 async def test_systemd_hears_ready_status_watchdog_and_stopping(idle_daemon: Daemon) -> None:
-    path = idle_daemon.folder / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.bind(str(path))
-        notified.setblocking(False)
-        idle_daemon.environment = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "200000"}
+    with contextlib.closing(Notified(idle_daemon, watchdog="200000")) as notified:
         await idle_daemon.start()
-        said = ""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(10):
-            while said.count("WATCHDOG=1") < 3 or "READY=1" not in said:
-                said += (await loop.sock_recv(notified, 4096)).decode() + "\n"
-        assert "STATUS=0 unfinished jobs" in said
+        await notified.wait_for("READY=1")
+        for _ in range(3):
+            await notified.wait_for("STATUS=0 unfinished jobs", "WATCHDOG=1")
         await idle_daemon.stop()
-        async with asyncio.timeout(10):
-            while "STOPPING=1" not in said:
-                said += (await loop.sock_recv(notified, 4096)).decode() + "\n"
+        await notified.wait_for("STOPPING=1")
+
+
+async def test_systemd_hears_of_stuck_workers_and_no_watchdog_until_they_go_on(
+    idle_daemon: Daemon,
+) -> None:
+    stuck = "stuck: state file, config ISOs, golden bases, disks, passwords and templates"
+    with contextlib.closing(Notified(idle_daemon, watchdog="2000000")) as notified:
+        await idle_daemon.start()
+        await notified.wait_for("WATCHDOG=1")
+        async with holding(idle_daemon, "workers"):
+            await notified.wait_for(f"STATUS=0 unfinished jobs; {stuck}")
+            assert (await idle_daemon.get("/openapi.json")).status_code == 200  # the loop goes on
+            for _ in range(3):
+                assert await notified.next() == [f"STATUS=0 unfinished jobs; {stuck}"]
+        await notified.wait_for("STATUS=0 unfinished jobs", "WATCHDOG=1")
+    assert idle_daemon.said().count("state file: no answer for 1 s") == 1
+    assert idle_daemon.said().count("state file: answers again") == 1
+
+
+@contextlib.asynccontextmanager
+async def holding(daemon: Daemon, which: str) -> AsyncIterator[None]:
+    """While this lasts, these threads of the daemon do not run."""
+    assert daemon.process is not None
+    holder = await asyncio.create_subprocess_exec(
+        *(sys.executable, hold.__file__, which, str(daemon.process.pid)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert await holder.stdout.readline() == b"held\n"
+    yield
+    holder.kill()
+    await holder.wait()

@@ -115,6 +115,12 @@ def test_systemd_finds_nothing_wrong_with_the_unit(
     assert not ours, "\n".join(ours)
 
 
+def test_systemd_says_that_the_daemon_is_kept_to_what_it_does() -> None:
+    unit = ROOT / "systemd" / "provisiond.service"
+    said = run_linter("systemd-analyze", "security", "--offline=true", "--threshold=30", unit)
+    assert "Overall exposure level" in said
+
+
 def test_systemd_makes_the_group_of_the_socket(tmp_path: Path) -> None:
     folder = tmp_path / "usr" / "lib" / "sysusers.d"
     folder.mkdir(parents=True)

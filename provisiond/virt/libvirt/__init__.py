@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from provisiond.disk.chain import DiskChain
 from provisiond.errors import DiskStillAttached, DomainNotFound, DomainNotRunning
+from provisiond.threads import Threads
 from provisiond.virt.disk_xml import DataDisk
 from provisiond.virt.libvirt import disks, domains, lifecycle
 from provisiond.virt.libvirt.connection import Connection
@@ -43,6 +44,11 @@ class Hypervisor:
     def connected(self) -> bool:
         """Whether the connection is open; whoever calls opens it again."""
         return self._connection.is_open
+
+    @property
+    def threads(self) -> Threads:
+        """Those that wait for libvirt's answers."""
+        return self._connection.threads
 
     async def connect(self) -> None:
         """Open the connection now; raises HypervisorUnavailable."""
