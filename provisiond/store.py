@@ -292,7 +292,7 @@ class Store:
             raise StateUnusable(f"{self._file.path} holds a job that cannot be read") from error
 
     def _read_schema_version(self) -> int:
-        return _version_of(self._open_connection())
+        return int(self._file.connection.execute("PRAGMA user_version").fetchone()[0])
 
     def _last_generation(self, domain_uuid: str) -> int:
         query = "SELECT coalesce(max(generation), 0) FROM jobs WHERE domain_uuid = ?"
