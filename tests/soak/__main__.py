@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.lab.fixtures import TMPFS
 from tests.soak.channel_flood import channel_flood
+from tests.soak.daemon_flood import daemon_flood
 from tests.soak.figures import Figures, print_figures, problems
 from tests.soak.latency import Comparison, compare, print_comparisons
 from tests.soak.leaks import site, soak
@@ -61,6 +62,8 @@ async def _flood(times: int) -> list[str]:
     with Xenstored() as store:
         async with xenstore_flood(store, times=times) as guests:
             compared.append(await compare(guests, seconds=FLOOD_SECONDS))
+    async with daemon_flood() as api:
+        compared.append(await compare(api, seconds=FLOOD_SECONDS))
     print_comparisons(compared)
     return [f"{one.scene}: the neighbours suffer" for one in compared if one.suffers]
 

@@ -193,7 +193,7 @@ class Streams(Worker):
 
 
 class Hanging(Worker):
-    """Connections cut in the middle of a request, over TLS in the middle of its greeting."""
+    """Connections that are cut in the middle of a request, or of the TLS greeting."""
 
     name = "cut off"
 
