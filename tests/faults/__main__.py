@@ -18,13 +18,16 @@ from functools import partial
 from tests.faults import guests, images
 from tests.faults.breakpoint import Point, points_of
 from tests.faults.campaign import Row, record, scene
-from tests.faults.disk_full import FOLDERS, fill_at, full_points_of
+from tests.faults.disk_full import fill_at, full_points_of
 from tests.faults.hypervisor import GuestHost, beside, embedded
 from tests.faults.kill import kill_at
 from tests.faults.power_cut import cut_power_at, power_points_of
 from tests.faults.scenario import Scenario
+from tests.faults.volumes import FOLDERS
 
 LOG_TAIL = 6000
+LIMIT = 8  # so all of it takes less than an hour on a machine with nothing else to do
+STORED = "fdatasync state/provisiond.sqlite-wal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,12 @@ def main() -> int:
     parser.add_argument("--only", choices=SCENARIOS, action="append", help="this scenario")
     parser.add_argument("--fault", choices=FAULTS, action="append", help="this fault")
     parser.add_argument(
-        "--limit", type=int, help="of each scenario and fault, this many points evenly"
+        "--limit",
+        type=int,
+        default=LIMIT,
+        help="of each scenario and fault, every stored fact and so many other points (%(default)s)",
     )
+    parser.add_argument("--all", action="store_true", help="every point")
     parser.add_argument("--match", default="", help="only the points that have this in them")
     parser.add_argument(
         "--libvirtd",
@@ -70,7 +77,7 @@ def main() -> int:
         if wanted.libvirtd and fault == "power-cut":
             continue  # that libvirtd has no disk: all of its own is on tmpfs
         for name in wanted.only or SCENARIOS:
-            choice = partial(choose, limit=wanted.limit, match=wanted.match)
+            choice = partial(choose, limit=None if wanted.all else wanted.limit, match=wanted.match)
             rows += asyncio.run(_campaign(SCENARIOS[name], FAULTS[fault], hypervisor, choice))
     print_table(rows)
     wrong = sum(bool(row.problems) for row in rows)
@@ -107,11 +114,14 @@ async def _campaign(
 
 
 def choose(points: Sequence[Point], *, limit: int | None = None, match: str = "") -> list[Point]:
-    """`limit` of the points that have `match` in them, spread over all of them."""
+    """Of the points that have `match` in them those at a stored fact, and `limit` of the others,
+    spread over all of them."""
     points = [point for point in points if match in str(point)]
-    if limit is None or limit >= len(points):
+    others = [point for point in points if STORED not in point.call]
+    if limit is None or limit >= len(others):
         return points
-    return [points[number * len(points) // limit] for number in range(limit)]
+    chosen = {others[number * len(others) // limit] for number in range(limit)}
+    return [point for point in points if STORED in point.call or point in chosen]
 
 
 def line_of(row: Row) -> str:

@@ -11,14 +11,8 @@ from collections.abc import Iterator, Sequence
 from tests.faults.breakpoint import Point
 from tests.faults.campaign import Row, row_of, until
 from tests.faults.scenario import Scenario
-from tests.faults.volumes import Place
+from tests.faults.volumes import FOLDERS, Place
 
-# The folders of each, as a call's name has them; an image is written by a program.
-FOLDERS: dict[Place, tuple[str, ...]] = {
-    "state": (" state/", " pd-#/state"),
-    "images": (" images/", " bases/", " disks/", "exec qemu-img"),
-    "run": (" run/", " iso/"),
-}
 TAKES_ROOM = ("create", "exec", "ftruncate", "link", "mkdir", "rename", "write")
 # What the daemon logs of what it does not give up.
 TRIED_AGAIN = ("cannot store that it is", " yet: ")
@@ -31,10 +25,15 @@ def full_points_of(calls: Sequence[str], place: Place) -> Iterator[Point]:
     for call, group in itertools.groupby(calls):
         first = seen[call] + 1
         seen[call] += len(list(group))
-        if call.split()[0] in TAKES_ROOM and any(folder in call for folder in FOLDERS[place]):
+        if call.split()[0] in TAKES_ROOM and _is_in(place, call):
             yield Point(call, first, "before")
             if seen[call] > first:
                 yield Point(call, seen[call], "before")
+
+
+def _is_in(place: Place, call: str) -> bool:
+    by_a_program = place == "images" and call.startswith("exec qemu-img")
+    return by_a_program or any(folder in call for folder in FOLDERS[place])
 
 
 async def fill_at(scenario: Scenario, point: Point, *, place: Place) -> Row:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from tests.faults.breakpoint import Point
 from tests.faults.campaign import SECONDS, Row, give_up, row_of, until
 from tests.faults.scenario import Scenario
+from tests.faults.volumes import FOLDERS
 
 
 def power_points_of(calls: Sequence[str]) -> Iterator[Point]:
@@ -14,10 +15,15 @@ def power_points_of(calls: Sequence[str]) -> Iterator[Point]:
     seen: Counter[str] = Counter()
     for call in calls:
         seen[call] += 1
-        if call.split()[0] in ("fsync", "fdatasync", "exec") and " ~" not in call:
+        if call.split()[0] in ("fsync", "fdatasync", "exec") and not _is_on_no_disk(call):
             yield Point(call, seen[call], "before")
     if calls:
         yield Point(calls[-1], seen[calls[-1]], "after")
+
+
+def _is_on_no_disk(call: str) -> bool:
+    """A sync on tmpfs, or of libvirt's own files, which are none of these disks."""
+    return any(folder in call for folder in (*FOLDERS["run"], " ~"))
 
 
 async def cut_power_at(scenario: Scenario, point: Point) -> Row:

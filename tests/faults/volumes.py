@@ -26,6 +26,12 @@ _SHUTDOWN = 0x8004587D
 _WITHOUT_THE_JOURNAL = struct.pack("I", 2)  # EXT4_GOING_FLAGS_NOLOGFLUSH
 
 Place = Literal["state", "images", "run"]
+# The folders of each, as a call's name has them.
+FOLDERS: Mapping[Place, tuple[str, ...]] = {
+    "state": (" state/",),
+    "images": (" images/", " bases/", " disks/"),
+    "run": (" run/", " iso/"),
+}
 
 
 class Volumes:
