@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.lab.fixtures import TMPFS
+from tests.lab.fixtures import LOG_TAIL, TMPFS
 from tests.lab.initramfs import PROJECT
 
 BOOT_SECONDS = 120
@@ -59,37 +59,46 @@ def booted() -> Iterator[Container]:
     """A container whose systemd has reached basic.target."""
     with tempfile.TemporaryDirectory(prefix="nspawn-", dir=TMPFS) as name, _own_cgroup() as cgroup:
         folder = Path(name)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-            notified.bind(str(folder / "notify"))
-            notified.settimeout(1)
-            log = folder / "console"
-            with log.open("wb") as console:
-                nspawn = subprocess.Popen(
-                    [
-                        *("setpriv", "--pdeathsig=TERM"),
-                        *("unshare", "--mount", "--propagation=private", "sh", "-c", BOOT),
-                        "sh",
-                        str(folder),
-                        *_options(folder.name.replace("_", "-")),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=console,
-                    stderr=console,
-                    env=os.environ
-                    | {
-                        "CGROUP": str(cgroup),
-                        "NOTIFY_SOCKET": str(folder / "notify"),
-                        "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
-                    },
-                )
-            leader = nspawn.pid
-            try:
-                leader = _leader(nspawn, notified, log)
-                yield Container(leader)
-            finally:
-                # Nothing in it is to be kept: the kernel ends all of it with its first process.
-                os.kill(leader, signal.SIGKILL)
-                nspawn.wait()
+        log = folder / "console"
+        nspawn, leader = _boot(folder, log, cgroup)
+        try:
+            yield Container(leader)
+        finally:
+            # Nothing in it is to be kept: the kernel ends all of it with its first process.
+            os.kill(leader, signal.SIGKILL)
+            nspawn.wait()
+            print(f"--- console\n{log.read_text(errors='replace')[-LOG_TAIL:]}")
+
+
+def _boot(folder: Path, log: Path, cgroup: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """systemd-nspawn, and the container's first process."""
+    # Closed as soon as it is up: systemd-nspawn would wait for us to read what else it tells.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, log.open("wb") as console:
+        notified.bind(str(folder / "notify"))
+        notified.settimeout(1)
+        nspawn = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig=TERM"),
+                *("unshare", "--mount", "--propagation=private", "sh", "-c", BOOT),
+                *("sh", str(folder)),
+                *_options(folder.name.replace("_", "-")),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            env=os.environ
+            | {
+                "CGROUP": str(cgroup),
+                "NOTIFY_SOCKET": str(folder / "notify"),
+                "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+            },
+        )
+        try:
+            return nspawn, _leader(nspawn, notified, log)
+        except BaseException:
+            nspawn.kill()
+            nspawn.wait()
+            raise
 
 
 def _options(name: str) -> list[str]:
