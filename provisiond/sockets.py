@@ -35,6 +35,8 @@ def listening(settings: Settings) -> Iterator[Sequence[Listener]]:
         local = passed.get(socket.AF_UNIX)
         if local is None:
             local = stack.enter_context(_listening_on(settings))
+        else:
+            _open_to_groups(Path(local.getsockname()), settings)
         listeners = [on_unix(local, _local_roles(settings, local))]
         remote = passed.get(socket.AF_INET6) or passed.get(socket.AF_INET)
         if remote is None and settings.listen is not None:
@@ -97,15 +99,11 @@ def _listening_on(settings: Settings) -> Iterator[socket.socket]:
         with _umask(0o117):
             listener.bind(str(path))
         listener.listen(_BACKLOG)  # before READY, and before anybody could take it for a dead one
-        if settings.socket_group is not None:
-            shutil.chown(path, group=settings.socket_group)
-        if settings.viewer_group is not None:
-            path.chmod(0o666)
-    except (OSError, LookupError) as error:
+        _open_to_groups(path, settings)
+    except OSError as error:
         listener.close()
-        what = "socket_group" if isinstance(error, LookupError) else "socket"
-        raise SettingsError(f"{what}: cannot listen on {path}: {error}") from error
-    except AlreadyRunning:
+        raise SettingsError(f"socket: cannot listen on {path}: {error}") from error
+    except (AlreadyRunning, SettingsError):
         listener.close()
         raise
     try:
@@ -113,6 +111,19 @@ def _listening_on(settings: Settings) -> Iterator[socket.socket]:
     finally:
         listener.close()
         path.unlink(missing_ok=True)
+
+
+def _open_to_groups(path: Path, settings: Settings) -> None:
+    """The settings say who may use the socket, also if systemd has made it."""
+    try:
+        if settings.socket_group is not None:
+            shutil.chown(path, group=settings.socket_group)
+        if settings.viewer_group is not None:
+            path.chmod(0o666)
+    except LookupError as error:
+        raise SettingsError(f"socket_group: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"socket: cannot open {path} to its group: {error}") from error
 
 
 def _is_answered(path: Path) -> bool:

@@ -74,7 +74,7 @@ class Libvirtd:
             (folder / name).mkdir()
         (folder / "etc/libvirtd.conf").write_text(SETTINGS.format(folder=folder))
         (folder / "etc/qemu.conf").write_text(QEMU_SETTINGS)
-        copy_missing(_kept_capabilities(), self._capabilities)
+        copy_missing(kept_capabilities(), self._capabilities)
         # libvirt gives both to QEMU's user, who could not come to where they are kept.
         self._files = GuestFiles(kernel=folder / "kernel", initramfs=folder / "initramfs")
         shutil.copyfile(files.kernel, self._files.kernel)
@@ -153,7 +153,7 @@ class Libvirtd:
 
     def close(self) -> None:
         """End it and its guests."""
-        copy_missing(self._capabilities, _kept_capabilities())
+        copy_missing(self._capabilities, kept_capabilities())
         self._holder.communicate()
 
     # ------------------------------------------------------------ guests
@@ -224,6 +224,6 @@ class Libvirtd:
         )
 
 
-def _kept_capabilities() -> Path:
+def kept_capabilities() -> Path:
     """What libvirt found out about QEMU as this user (10 s of probing), for the next libvirtd."""
     return cache_directory() / "libvirtd-capabilities"

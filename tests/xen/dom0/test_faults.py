@@ -58,6 +58,19 @@ async def test_provisiond_is_killed_in_mid_job(impatient: Service, guests: Guest
     assert_nothing_is_left(job)
 
 
+async def test_provisiond_hangs_in_mid_job_and_its_watchdog_starts_it_again(
+    impatient: Service, guests: Guests
+) -> None:
+    guest = guests.start("stuck1", delay=LATE)
+    job_id = await attached(impatient, guest)
+    host.run("systemctl", "kill", "--signal=STOP", "--kill-whom=main", "provisiond")
+    await impatient.answered()
+    assert "provisiond.service: Watchdog timeout" in impatient.said()
+    job = await impatient.wait_for(job_id, "SUCCEEDED")
+    assert states(job) == STORY
+    assert_nothing_is_left(job)
+
+
 async def test_provisiond_is_killed_while_the_disk_is_being_attached(
     service: Service, guests: Guests
 ) -> None:
