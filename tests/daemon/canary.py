@@ -8,7 +8,7 @@ import base64
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -81,11 +81,14 @@ def forms(text: str) -> list[bytes]:
 
 
 # ---------------------------------------------------------------- places
-def files_below(*folders: Path, but: Sequence[Path] = ()) -> Iterator[Place]:
-    """Every file: logs, state with its journals and free pages, libvirt's XML, traces, cores."""
+def files_below(*folders: Path, but: Path | None = None) -> Iterator[Place]:
+    """Every file: logs, state with its journals and free pages, libvirt's XML, traces, cores.
+
+    What is below `but` is left out.
+    """
     for folder in folders:
         for path in folder.rglob("*"):
-            if path in but:
+            if but is not None and path.is_relative_to(but):
                 continue
             try:
                 if path.is_file():
@@ -107,12 +110,12 @@ def processes(*folders: Path) -> Iterator[Place]:
             pass  # it has ended since it was listed
 
 
-def open_files(pid: int) -> Iterator[Place]:
-    """What a process has open, files without a name too."""
+def open_files(pid: int, *, but: Path | None = None) -> Iterator[Place]:
+    """What a process has open, files without a name too; not what is or was below `but`."""
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            if descriptor.is_file():
-                name = descriptor.readlink()
+            name = descriptor.readlink()
+            if descriptor.is_file() and not (but is not None and name.is_relative_to(but)):
                 yield Place(f"open in {pid}: {name}", descriptor.read_bytes())
         except FileNotFoundError:
             pass  # it is closed since it was listed
@@ -161,7 +164,7 @@ def xenstore(connection: Connection, path: str = "/") -> Iterator[Place]:
 def traced(trace: Path) -> tuple[str, ...]:
     """Stands before a command: whatever it starts, and what that starts, is written down whole.
 
-    The command stays the child of its caller; arguments and environment stand in the file.
+    The command stays the child of its caller; arguments and environment are added to the file.
     """
     return (
         *("strace", "--daemonize", "--follow-forks", "--seccomp-bpf"),
@@ -172,5 +175,5 @@ def traced(trace: Path) -> tuple[str, ...]:
             "--no-abbrev",
             "--string-limit=1000000",
         ),
-        *("--output", str(trace)),
+        *("--output", str(trace), "--output-append-mode"),
     )

@@ -142,6 +142,11 @@ class Terminal:
         self.shown = b""
         asyncio.get_running_loop().add_reader(descriptor, self._read)
 
+    @property
+    def pid(self) -> int:
+        """The command's."""
+        return self._process.pid
+
     def type(self, text: bytes) -> None:
         """Press the keys."""
         os.write(self._descriptor, text)

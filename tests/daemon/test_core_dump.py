@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon.command import Command
 from tests.daemon.images import import_of, raw_image, run_job
 from tests.daemon.program import PROVISIOND, Daemon
 
@@ -101,3 +102,17 @@ async def test_an_image_is_imported_without_the_right_to_trace(
     idle_daemon.prefix = UNTRACING
     await idle_daemon.start()
     await run_job(idle_daemon, import_of(raw_image(tmp_path / "image")))
+
+
+async def test_ctrl_backslash_at_the_question_for_a_password_leaves_no_core(tmp_path: Path) -> None:
+    require_dumps(tmp_path)
+    command = Command(tmp_path / "none", prefix=(*UNTRACING, "env", f"--chdir={tmp_path}"))
+    words = ("provision", "web1", "--hostname", "web1", "--password-stdin")
+    async with command.on_terminal(*words) as terminal:
+        await terminal.until("Password of the guest: ")
+        assert resource.prlimit(terminal.pid, resource.RLIMIT_CORE) == (0, 0)
+        assert not can_open_memory(terminal.pid)
+        before = set(tmp_path.iterdir())
+        terminal.type(b"\x1c")
+        assert (await terminal.ended()).status == -signal.SIGQUIT
+    assert set(tmp_path.iterdir()) == before

@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.daemon.canary import Canary, Place, files_below, found, processes, replies
+from tests.daemon.canary import Canary, Place, files_below, found, processes, replies, traced
+from tests.daemon.command import Command
 from tests.daemon.program import Daemon, request
 
 JSON = {"Content-Type": "application/json"}
@@ -160,6 +162,38 @@ async def test_a_secret_in_the_place_of_a_name_is_told_to_its_sender_alone(
         for path in (f"/v1/jobs/{PASSWORD}", f"/v1/domains/{PASSWORD}", f"/{PASSWORD}"):
             assert (await http.get(path)).status_code == 404
     assert await search(talkative) == []
+
+
+async def test_provisionctl_repeats_no_secret_however_it_fails(
+    talkative: Daemon, tmp_path: Path
+) -> None:
+    def config(name: str, content: bytes) -> tuple[str | Path, ...]:
+        (tmp_path / name).write_bytes(content)
+        return ("--config", tmp_path / name)
+
+    secret = PASSWORD.encode()
+    named, clear, hashed = ("--hostname", "web1"), "--password-stdin", "--password-hash-stdin"
+    failing: list[tuple[tuple[str | Path, ...], bytes]] = [
+        ((*named, clear), secret + b"\n"),  # the domain has no channel
+        ((*named, "--ip", "-", clear), secret + b"\n"),
+        ((*named, clear), secret + b"\xff\n"),
+        ((*named, clear), secret * 1000),
+        ((*named, clear, hashed), secret + b"\n"),
+        ((*named, hashed), HASH.encode() + b":\n"),
+        (config("broken", b'{"hostname": "web1", "password": "' + secret), b""),
+        (config("latin", json.dumps(PASSWORD).encode() + b"\xff"), b""),
+        (config("wrong", json.dumps({"hostname": f"{PASSWORD} !"}).encode()), b""),
+    ]
+    command = Command(talkative.socket, prefix=traced(tmp_path / "execs"))
+    for options, typed in failing:
+        words = ("provision", "test", *options, *(["--json"] if typed else []))
+        said = await command.run(*words, stdin=typed)
+        assert said.status > 0
+        answered = Place("said", (said.out + said.err).encode())
+        assert found([PASSWORD, HASH], [answered], known={}) == [], words
+    (trace,) = (place for place in files_below(tmp_path) if place.name.endswith("execs"))
+    assert found([PASSWORD, HASH], [trace], known={"*": '"--hostname", "web1"'}) == []
+    assert found([PASSWORD, HASH], files_below(talkative.folder), known={"*/log": "422"}) == []
 
 
 def repeated_by(reply: httpx.Response) -> list[str]:

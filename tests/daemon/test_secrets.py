@@ -46,7 +46,7 @@ async def secret_places(
     daemon: Daemon, lab: Lab, secrets: Sequence[str], *, said: Sequence[Ended] = ()
 ) -> list[str]:
     """Where the secrets are, but for the config ISOs; a daemon that is gone answers nothing."""
-    isos = list(daemon.iso_folder.iterdir())
+    isos = daemon.iso_folder
     places = [
         *files_below(daemon.folder, lab.root, but=isos),
         *processes(daemon.folder, lab.root),
@@ -63,7 +63,7 @@ async def secret_places(
         "environment of *": "PATH=",
     }
     if daemon.process is not None and daemon.process.returncode is None:
-        places += [*open_files(daemon.process.pid), *await replies(daemon)]
+        places += [*open_files(daemon.process.pid, but=isos), *await replies(daemon)]
         known |= {
             "open in *sqlite*": "SQLite format 3",
             "GET /v1/jobs": "requested_by",

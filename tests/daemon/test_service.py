@@ -140,6 +140,17 @@ async def test_a_runtime_directory_on_a_disk_is_refused(
     assert "allow_iso_on_disk" in said
 
 
+async def test_a_runtime_directory_on_a_disk_that_is_allowed_is_warned_of_at_each_start(
+    idle_daemon: Daemon, tmp_path: Path
+) -> None:
+    idle_daemon.settings |= {"runtime_dir": str(tmp_path), "allow_iso_on_disk": True}
+    for starts in (1, 2):
+        await idle_daemon.start()
+        assert await idle_daemon.stop() == 0
+        assert idle_daemon.said().count(f"WARNING runtime_dir: {tmp_path}/iso is on ") == starts
+        assert idle_daemon.said().count("each secret reaches a disk") == starts
+
+
 async def test_each_wrong_setting_is_named(idle_daemon: Daemon) -> None:
     idle_daemon.settings |= {"max_jobs": 0, "colour": "red"}
     idle_daemon.environment = {"PROVISIOND_DEADLINE_SECONDS": "soon"}
