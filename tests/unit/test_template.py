@@ -323,7 +323,7 @@ def test_nothing_else_is_written_by_every_guest_either() -> None:
 
 
 def test_a_template_is_no_deeper_than_libvirt_is() -> None:
-    with pytest.raises(TemplateUnusable, match="stand in one another"):
+    with pytest.raises(TemplateUnusable, match="elements in one another"):
         built(with_devices("<a>" * 20_000 + "</a>" * 20_000))
 
 
