@@ -27,6 +27,7 @@ for _prefix, _namespace in (
     ET.register_namespace(_prefix, _namespace)
 
 _LONGEST = 2**20  # characters of a template
+_LONGEST_NUMBER = 10  # digits; Python reads none of more than 4,300
 
 # What an interface keeps when it is put on another network.
 _OF_ANY_NETWORK = (
@@ -177,7 +178,7 @@ def _set_vcpus(domain: ET.Element, new: NewDomain) -> None:
                 cpu.remove(topology)
     if (tune := domain.find("cputune")) is not None:
         for pin in tune.findall("vcpupin"):
-            if not pin.get("vcpu", "").isdecimal() or int(pin.get("vcpu", "")) >= new.vcpus:
+            if _number(pin.get("vcpu", "")) not in range(new.vcpus):
                 tune.remove(pin)
         remove(tune, "vcpusched", "cachetune", "memorytune")
 
@@ -185,8 +186,13 @@ def _set_vcpus(domain: ET.Element, new: NewDomain) -> None:
 def _product(topology: ET.Element) -> int:
     product = 1
     for count in topology.attrib.values():
-        product *= int(count) if count.isdecimal() else 0
+        product *= _number(count) or 0
     return product
+
+
+def _number(text: str) -> int | None:
+    """A count of vcpus; None where it is none that libvirt would take."""
+    return int(text) if len(text) < _LONGEST_NUMBER and text.isdecimal() else None
 
 
 # ---------------------------------------------------------------- root disk
