@@ -176,3 +176,25 @@ def test_an_oversize_directory_of_oxenstored_is_taken() -> None:
 def test_an_event_without_a_token_is_refused() -> None:
     with pytest.raises(NotXenstore):
         list(Splitter().feed(packet(wire.WATCH_EVENT, 0, b"/a\0")))
+
+
+# ---------------------------------------------------------------- there and back
+@given(
+    st.sampled_from([wire.READ, wire.WRITE, wire.DIRECTORY, wire.DIRECTORY_PART]),
+    st.binary(max_size=wire.MAX_PAYLOAD),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_request_is_cut_out_of_the_stream_as_it_was_built(
+    op: int, payload: bytes, number: int
+) -> None:
+    sent = wire.build_request(op, payload, request_id=number)
+    assert list(Splitter().feed(sent * 2)) == [Reply(number, False, payload)] * 2
+
+
+@given(st.lists(st.text(max_size=8), max_size=4))
+def test_permissions_smuggle_no_string_of_their_own(permissions: list[str]) -> None:
+    try:
+        sent = wire.permissions_payload("/a", tuple(permissions))
+    except ValueError:
+        return
+    assert wire.parse_strings(sent) == ["/a", *permissions]
