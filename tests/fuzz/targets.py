@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -31,7 +30,6 @@ from provisiond.guest.verdict import (
     parse_word,
 )
 from provisiond.virt.xml import free_targets, parse_domain
-from tests.lab.fixtures import TMPFS
 
 NONCE = "0123456789abcdef0123456789abcdef"
 LARGEST = 2**63 - 1  # what QEMU has for a size
@@ -106,9 +104,12 @@ def _check_image(image: DiskImage) -> None:
 
 
 # ---------------------------------------------------------------- VHD
-@cache
+_FILE = tempfile.NamedTemporaryFile(prefix="image-")  # noqa: SIM115 - as long as this process
+
+
 def _file() -> Path:
-    return Path(tempfile.mkdtemp(prefix="fuzz-", dir=TMPFS)) / "image"
+    """One for all inputs, on a tmpfs where run.py has started this."""
+    return Path(_FILE.name)
 
 
 def _read_vhd(untrusted: bytes) -> DiskImage | None:
