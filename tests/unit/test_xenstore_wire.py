@@ -87,7 +87,7 @@ def test_an_error_is_an_oserror_with_its_errno() -> None:
         Reply(1, failed=True, payload=b"EAGAIN\0").result()
 
 
-@pytest.mark.parametrize("name", [b"EQUOTA\0", b"", b"\xff", b"error\0"])
+@pytest.mark.parametrize("name", [b"EQUOTA\0", b"", b"\xff", b"errorcode\0", b"__name__"])
 def test_an_error_without_an_errno_is_an_error_all_the_same(name: bytes) -> None:
     with pytest.raises(OSError, match="xenstore") as caught:
         Reply(1, failed=True, payload=name).result()
@@ -102,8 +102,9 @@ def test_children_and_numbers() -> None:
     assert wire.parse_strings(b"") == []
     assert wire.parse_strings(b"0\x005\0") == ["0", "5"]
     assert wire.parse_number(b"12\0") == 12
-    with pytest.raises(NotXenstore):
-        wire.parse_number(b"x\0")
+    for no_number in (b"x\0", b"9" * 5000, b""):
+        with pytest.raises(NotXenstore):
+            wire.parse_number(no_number)
 
 
 @given(
