@@ -3,10 +3,11 @@
 A target refuses by its documented error or answers; anything else that it raises is a finding.
 """
 
+import contextlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,14 @@ from provisiond.guest.verdict import (
     parse_word,
 )
 from provisiond.virt.xml import free_targets, parse_domain
+from provisiond.xenstore.wire import (
+    Event,
+    NotXenstore,
+    Reply,
+    Splitter,
+    parse_directory_part,
+    parse_number,
+)
 
 NONCE = "0123456789abcdef0123456789abcdef"
 LARGEST = 2**63 - 1  # what QEMU has for a size
@@ -210,6 +219,32 @@ def _qemu_img_info(*image: str) -> dict[str, object] | None:
     return dict(json.loads(finished.stdout)) if finished.returncode == 0 else None
 
 
+# ---------------------------------------------------------------- xenstore's wire
+def check_wire(untrusted: bytes) -> None:
+    """However the bytes come in pieces, the same comes out of them, and no byte twice."""
+    whole, pieces = _split([untrusted]), _split([bytes([byte]) for byte in untrusted])
+    assert whole == pieces
+    assert sum(len(one.payload) + 16 for one in whole if isinstance(one, Reply)) <= len(untrusted)
+    with contextlib.suppress(NotXenstore):
+        part = parse_directory_part(untrusted)
+        assert part.is_last or 0 < part.size <= len(untrusted)
+    with contextlib.suppress(NotXenstore):
+        assert 0 <= parse_number(untrusted) < 10**10
+    for reply in (one for one in whole if isinstance(one, Reply)):
+        with contextlib.suppress(OSError):
+            assert reply.result() == reply.payload
+
+
+def _split(pieces: Sequence[bytes]) -> list[Reply | Event]:
+    """What a connection gives before it is of no use any more."""
+    splitter, found = Splitter(), []
+    with contextlib.suppress(NotXenstore):
+        for piece in pieces:
+            for one in splitter.feed(piece):
+                found.append(one)  # noqa: PERF402 - what came before a NotXenstore counts
+    return found
+
+
 # ---------------------------------------------------------------- requests, domains
 REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 
@@ -270,6 +305,7 @@ TARGETS = {
             ),
         ),
         Target("qcow", check_qcow, longest=2**18, compare=compare_qcow),
+        Target("wire", check_wire, longest=512, words=("ENOENT", "errorcode", "__name__")),
         Target(
             "request",
             check_request,
