@@ -260,7 +260,7 @@ def check_templates(folder: Path) -> Check:
         todo = f"To create guests: virt-install --print-xml … > {folder}/{DEFAULT_TEMPLATE}.xml"
         return Check("templates", Level.WARN, error.message, todo)
     except ValueError as error:
-        found = f"{folder}/{DEFAULT_TEMPLATE}.xml is no domain: {error}"
+        found = f"{folder}/{DEFAULT_TEMPLATE}.xml: {error}"
         return Check("templates", Level.WARN, found, TemplateUnusable.default_hint)
     found = f"{folder}/{DEFAULT_TEMPLATE}.xml makes guests of type {made_of.kind}"
     return Check("templates", Level.OK, found)

@@ -304,7 +304,14 @@ class Store:
             " WHERE seq > ? AND (? IS NULL OR job_id = ?) ORDER BY seq LIMIT ?",
             (seq, job_id, job_id, limit),
         )
-        return [Event(r[0], r[1], r[2], r[3], JobState(r[4]), r[5]) for r in rows.fetchall()]
+        return [self._parse_event(row) for row in rows.fetchall()]
+
+    def _parse_event(self, row: tuple[int, str, str, float, str, str]) -> Event:
+        seq, job_id, subject, at, state, detail = row
+        try:
+            return Event(seq, job_id, subject, at, JobState(state), detail)
+        except ValueError as error:
+            raise StateUnusable(f"{self._file.path} holds an event that cannot be read") from error
 
     # ------------------------------------------------------------ the one thread
     async def _write(self, function: Callable[..., int], *args: object) -> None:

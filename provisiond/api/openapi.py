@@ -9,7 +9,7 @@ from provisiond.api.problems import PROBLEM
 from provisiond.api.replies import ErrorReply
 
 _DESCRIPTIONS = {
-    HTTPStatus.BAD_REQUEST: "The body is no text, or nested too deeply.",
+    HTTPStatus.BAD_REQUEST: "The body is nested too deeply, or a number of it is too long.",
     HTTPStatus.FORBIDDEN: "The caller may not do this.",
     HTTPStatus.NOT_FOUND: "What is named does not exist.",
     HTTPStatus.CONFLICT: "What is named is not in a state for this; nothing was done.",

@@ -1,6 +1,8 @@
 """What qemu-img tells becomes types, and nothing that it does not tell is made up."""
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from provisiond.api.requests import DiskFormat
 from provisiond.disk.chain import (
+    QEMU_NAMES,
     DiskChain,
     DiskImage,
     check_overlay,
@@ -103,6 +106,44 @@ def test_whatever_is_told_is_an_image_or_refused(answer: Any) -> None:
 
 def assert_can_be_shown(*texts: str) -> None:
     assert all(text.isprintable() for text in texts), texts
+
+
+paths = st.lists(
+    st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="/"), min_size=1),
+    min_size=1,
+    max_size=3,
+).map(lambda parts: Path("/" + "/".join(parts)))
+sizes = st.integers(0, 2**63 - 1)
+images = st.builds(
+    DiskImage,
+    path=paths,
+    format=st.sampled_from(DiskFormat),
+    virtual_size=sizes,
+    file_size=sizes,
+    backing=st.none(),
+    backing_format=st.none() | st.sampled_from(DiskFormat),
+)
+
+
+@given(st.lists(images, min_size=1, max_size=5))
+def test_a_chain_reads_back_as_qemu_img_tells_of_it(told: list[DiskImage]) -> None:
+    linked = [replace(upper, backing=lower.path) for upper, lower in pairwise(told)]
+    chain = DiskChain((*linked, told[-1]))
+    assert parse_chain(json.dumps([as_told(image) for image in chain.images])) == chain
+    assert parse_info(json.dumps(as_told(chain.top))) == chain.top
+
+
+def as_told(image: DiskImage) -> dict[str, Any]:
+    backing = {"full-backing-filename": str(image.backing)} if image.backing else {}
+    if image.backing_format is not None:
+        backing["backing-filename-format"] = QEMU_NAMES[image.backing_format]
+    return {
+        "filename": str(image.path),
+        "format": QEMU_NAMES[image.format],
+        "virtual-size": image.virtual_size,
+        "actual-size": image.file_size,
+        **backing,
+    }
 
 
 @given(st.text())

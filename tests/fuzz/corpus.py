@@ -1,12 +1,14 @@
 """What each target begins with: real images by qemu-img and by our own writer, words, requests."""
 
 import json
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID
 
 from provisiond.disk.vhd_differencing import build_differencing
 from provisiond.disk.vhd_format import RAW_PARENT
+from provisiond.xenstore.wire import DIRECTORY_PART, ERROR, READ, WATCH_EVENT, build_request
 from tests.daemon.program import request
 from tests.disk.images import tool
 from tests.fuzz.targets import NONCE
@@ -81,6 +83,15 @@ def _chains(folder: Path) -> Iterator[bytes]:
     yield tool(*info, "-f", "vpc", folder / "seed").encode()
 
 
+def _packets(_: Path) -> Iterator[bytes]:
+    strings = b"0123\0a\0b\0\0"
+    for op, payload in ((READ, b"7\0"), (ERROR, b"ENOENT\0"), (WATCH_EVENT, b"/a\0t-1\0")):
+        yield struct.pack("=IIII", op, 1, 0, len(payload)) + payload
+    yield struct.pack("=IIII", DIRECTORY_PART, 2, 0, len(strings)) + strings
+    yield strings
+    yield build_request(READ, b"/a\0", request_id=3) * 2
+
+
 def _requests(_: Path) -> Iterator[bytes]:
     guest = request("web1", gateway="10.0.2.2", nameservers=["10.0.2.3"], timezone="Europe/Vienna")
     interface = {"mac": "52:54:00:12:34:56", "addresses": ["2001:db8::5/64"], "mtu": 1500}
@@ -120,6 +131,7 @@ SEEDS: dict[str, Callable[[Path], Iterator[bytes]]] = {
     "vhd": _vhds,
     "qcow": _qcows,
     "chain": _chains,
+    "wire": _packets,
     "request": _requests,
     "domain": _domains,
 }

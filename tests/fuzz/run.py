@@ -1,15 +1,18 @@
 """A target is fuzzed: seeds are made, libFuzzer runs, what it kept is read by another reader."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fuzz.corpus import write_seeds
 from tests.fuzz.targets import Target
+from tests.lab.fixtures import TMPFS
 
 SECONDS_AN_INPUT = 10
 MEGABYTES = 1024
@@ -53,14 +56,16 @@ def fuzz(name: str, folder: Path, *options: str, module: str = "tests.fuzz.targe
         "-print_final_stats=1",
         *options,
     )
-    finished = subprocess.run(
-        argv,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    with tempfile.TemporaryDirectory(dir=TMPFS) as scratch:
+        finished = subprocess.run(
+            argv,
+            env=os.environ | {"TMPDIR": scratch},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
     problem = "" if finished.returncode == 0 else _found(found, finished.stdout)
     kept = sorted(corpus.iterdir())
     compared = 0

@@ -3,12 +3,12 @@
 A target refuses by its documented error or answers; anything else that it raises is a finding.
 """
 
+import contextlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -30,8 +30,15 @@ from provisiond.guest.verdict import (
     LogLine,
     parse_word,
 )
-from provisiond.virt.xml import parse_domain
-from tests.lab.fixtures import TMPFS
+from provisiond.virt.xml import free_targets, parse_domain
+from provisiond.xenstore.wire import (
+    Event,
+    NotXenstore,
+    Reply,
+    Splitter,
+    parse_directory_part,
+    parse_number,
+)
 
 NONCE = "0123456789abcdef0123456789abcdef"
 LARGEST = 2**63 - 1  # what QEMU has for a size
@@ -106,9 +113,12 @@ def _check_image(image: DiskImage) -> None:
 
 
 # ---------------------------------------------------------------- VHD
-@cache
+_FILE = tempfile.NamedTemporaryFile(prefix="image-")  # noqa: SIM115 - as long as this process
+
+
 def _file() -> Path:
-    return Path(tempfile.mkdtemp(prefix="fuzz-", dir=TMPFS)) / "image"
+    """One for all inputs, on a tmpfs where run.py has started this."""
+    return Path(_FILE.name)
 
 
 def _read_vhd(untrusted: bytes) -> DiskImage | None:
@@ -209,6 +219,32 @@ def _qemu_img_info(*image: str) -> dict[str, object] | None:
     return dict(json.loads(finished.stdout)) if finished.returncode == 0 else None
 
 
+# ---------------------------------------------------------------- xenstore's wire
+def check_wire(untrusted: bytes) -> None:
+    """However the bytes come in pieces, the same comes out of them, and no byte twice."""
+    whole, pieces = _split([untrusted]), _split([bytes([byte]) for byte in untrusted])
+    assert whole == pieces
+    assert sum(len(one.payload) + 16 for one in whole if isinstance(one, Reply)) <= len(untrusted)
+    with contextlib.suppress(NotXenstore):
+        part = parse_directory_part(untrusted)
+        assert part.is_last or 0 < part.size <= len(untrusted)
+    with contextlib.suppress(NotXenstore):
+        assert 0 <= parse_number(untrusted) < 10**10
+    for reply in (one for one in whole if isinstance(one, Reply)):
+        with contextlib.suppress(OSError):
+            assert reply.result() == reply.payload
+
+
+def _split(pieces: Sequence[bytes]) -> list[Reply | Event]:
+    """What a connection gives before it is of no use any more."""
+    splitter, found = Splitter(), []
+    with contextlib.suppress(NotXenstore):
+        for piece in pieces:
+            for one in splitter.feed(piece):
+                found.append(one)  # noqa: PERF402 - what came before a NotXenstore counts
+    return found
+
+
 # ---------------------------------------------------------------- requests, domains
 REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 
@@ -234,12 +270,12 @@ def _texts(value: object) -> list[str]:
 
 
 def check_domain(untrusted: bytes) -> None:
-    """What is no domain is a ValueError."""
+    """What is no domain is a ValueError; of one, it can be said what is free."""
     try:
         domain = parse_domain(untrusted.decode(errors="replace"))
     except ValueError:
         return
-    assert domain.next_scsi_index >= 0
+    assert set(free_targets(domain)).isdisjoint(disk.target for disk in domain.disks)
 
 
 TARGETS = {
@@ -269,6 +305,7 @@ TARGETS = {
             ),
         ),
         Target("qcow", check_qcow, longest=2**18, compare=compare_qcow),
+        Target("wire", check_wire, longest=512, words=("ENOENT", "errorcode", "__name__")),
         Target(
             "request",
             check_request,

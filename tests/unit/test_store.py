@@ -1,6 +1,7 @@
 """The store: what it has said yes to is there after any end, and it never spoils a file."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -14,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from provisiond.api.replies import JobState
@@ -283,6 +286,7 @@ async def test_the_last_job_that_a_guest_has_taken_is_so_though_the_clock_was_se
 
 async def test_whoever_waits_for_growth_hears_of_it_and_of_nothing_less(store: Store) -> None:
     waiting = asyncio.create_task(store.grown(3))
+    await asyncio.sleep(0)  # it has begun to count
     await add_ended(store, range(1, 3), domains=3)
     assert not waiting.done()
     await add_ended(store, range(3, 4), domains=3)
@@ -681,3 +685,77 @@ def write_half_a_database(file: Path) -> None:
     run_python(program, file)
     assert file.stat().st_size > 0
     assert file.with_name(file.name + "-journal").exists()
+
+
+# ---------------------------------------------------------------- whatever a row holds
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+failures = st.builds(Failure, code=texts, message=texts, hint=texts, step=st.none() | texts)
+proofs = st.builds(
+    Proof,
+    disk_absent_from_live_xml=st.booleans(),
+    iso_overwritten_and_unlinked=st.none() | st.booleans(),
+    iso_file_absent=st.none() | st.booleans(),
+    at=numbers,
+    back_end_absent=st.booleans(),
+)
+jobs = st.builds(
+    Job,
+    id=texts,
+    request_id=texts,
+    kind=st.sampled_from(JobKind),
+    subject=texts,
+    works_on=texts,
+    domain_uuid=st.none() | texts,
+    generation=st.integers(0, 2**53),
+    request=st.dictionaries(texts, st.none() | st.integers() | texts | st.lists(texts, max_size=2)),
+    created_at=numbers,
+    updated_at=numbers,
+    deadline_at=numbers,
+    requested_by=texts,
+    state=st.sampled_from(S),
+    cancel_requested=st.booleans(),
+    target=st.none() | texts,
+    disk_name=st.none() | texts,
+    removes=st.lists(texts, max_size=3).map(tuple),
+    attached_at=st.none() | numbers,
+    failure=st.none() | failures,
+    proof=st.none() | proofs,
+    guest_log=st.lists(texts, max_size=3).map(tuple),
+)
+
+
+@given(jobs)
+def test_a_job_reads_back_as_it_was_stored(job: Job) -> None:
+    assert parse_row(ROW.dump_json(job).decode(), cancel_requested=job.cancel_requested) == job
+
+
+@given(jobs, st.data())
+def test_a_row_that_was_changed_is_a_job_or_told_to_be_unusable(
+    job: Job, data: st.DataObject
+) -> None:
+    row = json.loads(ROW.dump_json(job))
+    name = data.draw(st.sampled_from(sorted(row)))
+    row[name] = data.draw(st.none() | st.booleans() | st.integers() | texts | st.just([{}]))
+    text = json.dumps(row)
+    for one in (text, text[: data.draw(st.integers(0, len(text)))], data.draw(st.text())):
+        with contextlib.suppress(StateUnusable):
+            read = parse_row(one, cancel_requested=False)
+            assert isinstance(read.state, S)
+            assert isinstance(read.id, str)
+
+
+ROW = TypeAdapter(Job)
+
+
+def parse_row(text: str, *, cancel_requested: bool) -> Job:
+    return Store(Path("/nowhere"))._parse_job(text, cancel_requested=cancel_requested)
+
+
+async def test_an_event_in_a_state_that_nobody_knows_is_told(store: Store, file: Path) -> None:
+    await store.insert(job_of(1), "x")
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("UPDATE events SET state = 'LOST'")
+        connection.commit()
+    with pytest.raises(StateUnusable, match="holds an event that cannot be read"):
+        await store.events_after(0)
