@@ -26,7 +26,7 @@ cli/                 provisionctl, with display.py, tables.py, progress.py, gues
                      reach.py (ssh) and doctor.py
 
 Beside the way: settings.py, errors.py, password.py (its hash), metrics.py, systemd.py, threads.py
-(blocking calls), process.py (other programs), sizes.py.
+(blocking calls), process.py (other programs), sizes.py, terminal.py (what may be shown).
 """
 
 __version__ = "0.1.0"
