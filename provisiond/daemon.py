@@ -310,13 +310,14 @@ async def _prune(store: Store, settings: Settings) -> None:
     """Remove what is old or too much: now, every hour, and whenever many jobs have come."""
     many = max(_PRUNE_JOBS, settings.keep_jobs // 100)
     while True:
+        inserted = store.inserted
         before = time.time() - settings.keep_days * _DAY
         with contextlib.suppress(StateUnwritable):  # it is tried again
             if removed := await store.prune(before=before, keep=settings.keep_jobs):
                 log.info("%d ended jobs are removed with their history", removed)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PRUNE_SECONDS):
-                await store.grown(many)
+                await store.grown_to(inserted + many)
 
 
 async def _tell_systemd(supervisor: Supervisor) -> None:
