@@ -325,6 +325,7 @@ async def _prune(store: Store, settings: Settings) -> None:
     clock = WallClock(wall=time.time(), boot=boot_time().seconds)
     many = max(_PRUNE_JOBS, settings.keep_jobs // 100)
     while True:
+        inserted = store.inserted
         wall, boot = time.time(), boot_time().seconds
         before = 0.0
         if clock.is_reliable(wall=wall, boot=boot):
@@ -334,7 +335,7 @@ async def _prune(store: Store, settings: Settings) -> None:
                 log.info("%d ended jobs are removed with their history", removed)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PRUNE_SECONDS):
-                await store.grown(many)
+                await store.grown_to(inserted + many)
 
 
 def _watchdog(tools: Tools, supervisor: Supervisor) -> Watchdog:

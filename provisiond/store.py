@@ -50,7 +50,8 @@ class Store:
         self._damaged = asyncio.Event()
         self._changed = asyncio.Condition()
         self._last_seq = 0
-        self._inserted = 0  # jobs, since the file was opened
+        self.inserted = 0
+        """Jobs that were stored since the file was opened."""
         self._following = True
         self._is_closed = False
 
@@ -129,7 +130,7 @@ class Store:
             if "jobs.request_id" in str(error):
                 raise RequestConflict(f"request_id {job.request_id} is taken") from error
             raise Busy(f"{job.subject}: another job is at work on it") from error
-        self._inserted += 1
+        self.inserted += 1
         return _add_events(connection, job, [Fact(job.state, detail)])
 
     def _save(self, connection: Connection, job: Job, facts: Sequence[Fact]) -> int:
@@ -156,11 +157,10 @@ class Store:
             await self._write(self._prune, before, keep, cursor, removed)
         return len(removed)
 
-    async def grown(self, jobs: int) -> None:
-        """Wait until so many more jobs have been stored."""
-        until = self._inserted + jobs
+    async def grown_to(self, jobs: int) -> None:
+        """Wait until `inserted` is so many."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._inserted >= until)
+            await self._changed.wait_for(lambda: self.inserted >= jobs)
 
     def _prune(
         self,

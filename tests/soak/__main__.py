@@ -29,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("leaks", "flood"), help="only this")
     parser.add_argument("--seconds", type=float, default=300, help="of work in all (leaks)")
-    parser.add_argument("--floods", type=int, default=8, help="guests of each sort that flood")
+    parser.add_argument("--floods", type=int, default=4, help="guests of each sort that flood")
     wanted = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no daemon and no guest is left then
     wrong: list[str] = []

@@ -20,7 +20,7 @@ from tests.soak.work import WITH_GUESTS, WITHOUT_GUESTS, Site
 
 MASTER = "master.example.org"
 KEPT_JOBS = 50
-REST_SECONDS = 30  # far more than it takes to let go of what was cut off
+REST_SECONDS = 15  # far more than it takes to let go of what was cut off
 BOOT_SECONDS = 180
 
 
@@ -37,7 +37,9 @@ async def site(*, with_guests: bool) -> AsyncIterator[Site]:
             settings["libvirt_uri"] = lab.uri
         made = await _start(folder, settings, guests)
         try:
-            await made.succeed(import_of(raw_image(folder / "kept.raw"), name="kept"))
+            for name in ("kept", "verified"):
+                image = raw_image(folder / f"{name}.raw", mib=2)
+                await made.succeed(import_of(image, name=name))
             async with asyncio.timeout(BOOT_SECONDS):
                 for guest in guests:
                     await in_guest(guest, "true")

@@ -19,7 +19,7 @@ async def test_what_is_asked_for_leaves_nothing_in_the_daemon() -> None:
         seen = [now async for now in soak(made, rounds=3, seconds=3)]
         listed = (await made.daemon.get("/v1/jobs?limit=1000")).json()["jobs"]
     _, before, after = ({name: getattr(one, name) for name in LEVEL} for one in seen)
-    assert before == after
+    assert all(after[name] <= before[name] for name in LEVEL), (before, after)
     assert all(made.done[name] >= 3 for name in ("overlays", "bases", "streams", "cut off", "tls"))
     assert len(listed) <= KEPT_JOBS + 100
 

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import ClassVar
 
 from provisiond.guest.xenstore import XenstoreSignal
+from provisiond.xenstore.client import Health
 from provisiond.xenstore.domains import Domains
 from tests.contract.guest_ends import NONCE
 from tests.soak.channel_flood import NEIGHBOURS, PAUSE, SPAWN, Gate, waited, word
@@ -160,7 +161,7 @@ class XenstoreFlood(Scene):
 async def xenstore_flood(store: Xenstored, *, times: int = 2) -> AsyncIterator[XenstoreFlood]:
     """The scene, at work; at the end no process is left."""
     scene = XenstoreFlood(store, times=times)
-    async with connected(store.socket) as xenstore:
+    async with connected(store.socket, health=Health()) as xenstore:
         domains = Domains(xenstore)
         following = asyncio.create_task(domains.follow())
         try:

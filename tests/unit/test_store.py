@@ -21,8 +21,10 @@ from pydantic import TypeAdapter
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
+from provisiond.daemon import _prune
 from provisiond.errors import Busy, RequestConflict, StateUnusable, StateUnwritable
 from provisiond.job import Event, Failure, Job, Proof, advance
+from provisiond.settings import Settings
 from provisiond.store import Fact, Store
 
 S = JobState
@@ -285,13 +287,24 @@ async def test_the_last_job_that_a_guest_has_taken_is_so_though_the_clock_was_se
 
 
 async def test_whoever_waits_for_growth_hears_of_it_and_of_nothing_less(store: Store) -> None:
-    waiting = asyncio.create_task(store.grown(3))
-    await asyncio.sleep(0)  # it has begun to count
+    waiting = asyncio.create_task(store.grown_to(3))
     await add_ended(store, range(1, 3), domains=3)
     assert not waiting.done()
     await add_ended(store, range(3, 4), domains=3)
     async with asyncio.timeout(10):
         await waiting
+
+
+async def test_the_daemon_prunes_when_many_jobs_have_come(store: Store) -> None:
+    settings = Settings().model_copy(update={"keep_jobs": 10})
+    pruning = asyncio.create_task(_prune(store, settings))
+    await add_ended(store, range(1, 301), domains=300)
+    async with asyncio.timeout(20):
+        while len(await kept(store)) > 10 + 100:  # so many more may come before it is done again
+            pass
+    pruning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pruning
 
 
 async def test_young_jobs_stay_and_no_more_than_so_many(store: Store) -> None:
