@@ -135,9 +135,17 @@ class Cancelling(JobScenario):
         assert self.job is not None
         self.host.has_room = True
         found = await self.host.daemon.job(self.job["id"])
-        self.heard = found["cancel_requested"] or found["state"] == "FAILED"
+        self._heard = bool(found["cancel_requested"])
         await self.act()  # who has no answer asks again
-        return f"{outcome(self.job)}{'' if self.heard else ', asked again'}"
+        return f"{outcome(self.job)}{'' if self._heard else ', asked again'}"
+
+    def not_cancelled(self) -> list[str]:
+        """The problem that it ended otherwise, if it is one: it may where nobody heard the first
+        cancel, and it came to its end before the second."""
+        ended = outcome(self.job)
+        if not self._heard and ended in ("SUCCEEDED", "FAILED interrupted"):
+            return []
+        return differs("the job", ended, "FAILED cancelled")
 
     async def again(self) -> list[str]:
         return []  # the next one's own job
