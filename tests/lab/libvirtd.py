@@ -22,7 +22,7 @@ from pathlib import Path
 import libvirt
 
 from tests.lab.domain import Guest, console_log, domain_xml, shell_socket
-from tests.lab.embed import copy_missing, end_process
+from tests.lab.embed import copy_missing, end_process, qemu_pids
 from tests.lab.initramfs import GuestFiles
 from tests.lab.packages import cache_directory
 from tests.lab.program import Running
@@ -128,6 +128,17 @@ class Libvirtd:
         end_process(self._pid)
         self._pid = 0
 
+    def lose_power(self) -> None:
+        """SIGKILL to it and to every guest, and what is in memory is gone: the host's power cut."""
+        self.kill()
+        for pid in qemu_pids(self.folder):
+            end_process(pid)
+        self._run("find", "/run", "-mindepth", "1", "-delete")
+        # libvirt's marks that a guest has them: it knows by the time of the host's boot that they
+        # are old, and the host has not booted.
+        for log in set(self.folder.glob("*.log")) - {self.log}:
+            log.unlink()
+
     def freeze(self) -> None:
         """SIGSTOP: it answers nobody, and nobody is told."""
         os.kill(self._pid, signal.SIGSTOP)
@@ -175,6 +186,11 @@ class Libvirtd:
         """Power it off."""
         with self._opened() as connection:
             connection.lookupByName(name).destroy()
+
+    def power_on(self, name: str) -> None:
+        """Start a domain that is off."""
+        with self._opened() as connection:
+            connection.lookupByName(name).create()
 
     def waits_for_monitor(self, name: str) -> bool:
         """Whether a call waits for the domain's QEMU to answer."""
