@@ -354,9 +354,19 @@ def _only_one(settings: Settings) -> Iterator[None]:
         yield
 
 
+def _require_writable(folder: Path) -> None:
+    """It may be on a file system that is read-only, or is so for this process alone."""
+    if not os.access(folder, os.W_OK):
+        raise StateUnwritable(
+            f"cannot write in {folder}: it is read-only here",
+            hint=f"Under systemd: systemctl edit provisiond, [Service], ReadWritePaths={folder}",
+        )
+
+
 def _lock(folder: Path) -> int:
     try:
         make_passable(folder)
+        _require_writable(folder)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise StateUnwritable(f"cannot write in {folder}: {error.strerror}") from error

@@ -23,6 +23,7 @@ def installed(container: Container, guest_files: GuestFiles) -> Iterator[Unit]:
     unit.install()
     yield unit
     unit.keep_capabilities()
+    unit.set_up({})  # an immutable base would stay behind with the container's files
 
 
 @pytest.fixture

@@ -67,6 +67,19 @@ async def test_a_base_is_imported_and_an_overlay_made_of_it(unit: Unit) -> None:
     assert unit.path(job["disk"]).stat().st_size > 0
 
 
+async def test_an_image_dir_elsewhere_has_to_be_named_to_systemd(unit: Unit) -> None:
+    settings = TEST_DRIVER | {"image_dir": "/srv/images"}
+    unit.path("/srv/images/bases").mkdir(parents=True)
+    unit.path("/srv/images/disks").mkdir()
+    unit.set_up(settings)
+    with pytest.raises(AssertionError, match="systemctl"):
+        unit.start()
+    assert "cannot write in /srv/images: it is read-only here" in unit.said()
+    unit.set_up(settings, drop_in="ReadWritePaths=/srv/images\n")
+    unit.start()
+    assert unit.show("ActiveState") == "active"
+
+
 async def test_the_first_request_starts_it(unit: Unit) -> None:
     unit.set_up(TEST_DRIVER)
     unit.systemctl("start", "provisiond.socket")
