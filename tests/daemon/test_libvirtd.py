@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tests.daemon.canary import Place, files_below, found, processes
 from tests.daemon.notified import Notified
 from tests.daemon.program import STORY, Daemon, Json, request
 from tests.lab.domain import Guest, kernel_words
@@ -70,6 +71,22 @@ def assert_nothing_is_left(daemon: Daemon, libvirtd: Libvirtd, job: Json) -> Non
     assert ".iso" not in libvirtd.xml(job["subject"])
 
 
+def secret_places(libvirtd: Libvirtd, daemon: Daemon, guest: Running) -> list[str]:
+    """Where the password or a hash is, in all that libvirtd makes of the job, but for the ISO."""
+    places = (
+        Place("live XML", libvirtd.xml(guest.name).encode()),
+        *processes(libvirtd.folder, daemon.folder),
+        *files_below(libvirtd.folder, daemon.folder, but=daemon.iso_folder),
+    )
+    known = {
+        "live XML": guest.uuid,
+        "arguments of *": f"guest={guest.name}",
+        "environment of *": "PATH=",
+        f"{daemon.log}": guest.name,
+    }
+    return found([request(guest.name)["config"]["password"]], places, known=known)
+
+
 async def test_a_guest_is_provisioned_whose_qemu_is_another_user(
     libvirtd: Libvirtd, system_daemon: Daemon
 ) -> None:
@@ -83,6 +100,7 @@ async def test_a_guest_is_provisioned_whose_qemu_is_another_user(
     assert stat.S_IMODE(iso.stat().st_mode) == 0o600
     assert iso.stat().st_uid == pwd.getpwnam("libvirt-qemu").pw_uid
     assert str(iso) in libvirtd.xml(guest.name)
+    assert secret_places(libvirtd, system_daemon, guest) == []
     job = await system_daemon.wait_for(job["id"], "SUCCEEDED")
     assert facts(job) == STORY
     assert_nothing_is_left(system_daemon, libvirtd, job)

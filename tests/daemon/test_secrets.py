@@ -99,7 +99,11 @@ async def ask_by_command(daemon: Daemon, guest: Running, canary: Canary) -> Ende
         *("--ip", "10.0.2.15/24"),
         *("--password-stdin", "--wait"),
     )
-    return await end(asked, canary.password.encode() + b"\n")
+    try:
+        return await end(asked, canary.password.encode() + b"\n")
+    finally:
+        if asked.returncode is None:  # the test has failed meanwhile
+            asked.kill()
 
 
 async def test_the_secret_of_a_job_is_on_its_iso_alone_and_nowhere_once_it_has_ended(
