@@ -48,11 +48,23 @@ class DescribedApi(FastAPI):
             document = super().openapi()
             for operation in (one for path in document["paths"].values() for one in path.values()):
                 _describe_errors(operation["responses"])
+                for parameter in operation.get("parameters", ()):
+                    parameter["schema"] = _never_null(parameter["schema"])
             for name in (_NEVER_SENT, "ValidationError"):
                 document["components"]["schemas"].pop(name, None)
             health = document["paths"]["/healthz"]["get"]["responses"]
             health["503"]["content"] |= health["200"]["content"]  # that it is not well is no error
         return super().openapi()
+
+
+def _never_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter may be absent; null is what a body alone can hold."""
+    kinds: list[dict[str, Any]] = [
+        kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}
+    ]
+    if len(kinds) != 1:
+        return schema
+    return {key: value for key, value in schema.items() if key != "anyOf"} | kinds[0]
 
 
 def _describe_errors(replies: dict[str, Any]) -> None:

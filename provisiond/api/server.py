@@ -16,8 +16,6 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 
 from provisiond import __version__
@@ -152,9 +150,8 @@ async def find_job(store: Store, job_id: str) -> Job:
 
 
 # ---------------------------------------------------------------- events
-_EventId = Annotated[int, Field(ge=0, le=2**63 - 1)]
-_LastEventId = Annotated[  # a header may be absent; null it never is
-    _EventId | SkipJsonSchema[None], Header(description="Resume after this event.")
+_LastEventId = Annotated[
+    int | None, Header(ge=0, le=2**63 - 1, description="Resume after this event.")
 ]
 
 

@@ -140,6 +140,8 @@ async def test_domains_health_metrics_and_openapi_are_served(daemon: Daemon) -> 
     assert refusals == {"400", "403", "404", "409", "413", "422", "429", "500", "503", "507"}
     for status in refusals:
         assert list(replies[status]["content"]) == ["application/problem+json"]
+    (header,) = paths["/v1/events"]["get"]["parameters"]
+    assert (header["schema"]["type"], header["schema"]["maximum"]) == ("integer", 2**63 - 1)
     unwell = paths["/healthz"]["get"]["responses"]["503"]["content"]
     assert unwell["application/json"]["schema"]["$ref"].endswith("/HealthView")
     assert unwell["application/problem+json"]["schema"]["$ref"].endswith("/ErrorReply")

@@ -2,11 +2,12 @@
 
     python -m tests.fuzz [--seconds N] [--examples N] [TARGET ...]
 
-Exit status 1 where anything was found; the input is shown, and stays in the folder that is named.
+Exit status 1 where anything was found; the input is shown, and stays in a folder that is named.
 """
 
 import argparse
 import asyncio
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -35,8 +36,12 @@ def main() -> int:
         result = fuzz(name, folder, f"-max_total_time={wanted.seconds}")
         print(result, flush=True)
         found += bool(result.problem)
-    print(f"{found} found" if found else "nothing was found", f"(corpus: {folder})")
-    return int(found > 0)
+    if found:
+        print(f"{found} found; the inputs are in {folder}")
+        return 1
+    shutil.rmtree(folder)
+    print("nothing was found")
+    return 0
 
 
 async def _fuzz_api(*, examples: int, seed: int) -> bool:
