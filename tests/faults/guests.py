@@ -18,7 +18,7 @@ from tests.lab.program import Running
 
 # False in a proof where the daemon that overwrote the ISO died before it could say so.
 OVERWRITTEN = "iso_overwritten_and_unlinked"
-DEADLINE_SECONDS = 150  # a boot on a busy machine and no more
+DEADLINE_SECONDS = 90  # a boot on a busy machine and no more
 # A guest whose host was started anew is lost before its failure is known.
 MAY_END_AN_UNDO = ("FAILED guest_failed", "FAILED interrupted", "FAILED guest_lost", UNKNOWN)
 BASE_FILES = ["bases/tiny.json", "bases/tiny.qcow2"]
