@@ -26,7 +26,7 @@ from tests.faults.scenario import Scenario
 from tests.faults.volumes import FOLDERS
 
 LOG_TAIL = 6000
-LIMIT = 8  # so all of it takes less than an hour on a machine with nothing else to do
+LIMIT = 8  # so that all of it takes about an hour on a quiet machine
 STORED = "fdatasync state/provisiond.sqlite-wal"
 
 

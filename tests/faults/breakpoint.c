@@ -30,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -194,6 +195,9 @@ static bool put_said(char *name, int descriptor, const void *data, size_t size)
 static void stop_here(void)
 {
 	int error = errno;
+	bool child = getpid() != daemon_pid;
+	if (holds && child)
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* who is held is not left behind */
 	syscall(SYS_close, syscall(SYS_openat, AT_FDCWD, reached_path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
 	if (!holds) {
 		real_kill(daemon_pid, SIGKILL);
@@ -203,6 +207,8 @@ static void stop_here(void)
 	while ((fifo = syscall(SYS_openat, AT_FDCWD, go_path, O_RDONLY | O_CLOEXEC)) < 0 && errno == EINTR)
 		;
 	syscall(SYS_close, fifo);
+	if (child)
+		prctl(PR_SET_PDEATHSIG, 0);
 	errno = error;
 }
 
