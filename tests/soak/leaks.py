@@ -12,11 +12,14 @@ from tests.daemon.fixtures import fresh_folder
 from tests.daemon.host import in_guest
 from tests.daemon.images import import_of, raw_image
 from tests.daemon.program import Daemon
+from tests.lab.disk import disk_guest_files
+from tests.lab.domain import Guest, kernel_words, template_xml
+from tests.lab.embed import lab_folder
 from tests.lab.fixtures import fresh_root
 from tests.lab.initramfs import guest_files
 from tests.lab.program import Lab, Running
 from tests.soak.figures import Figures, read_figures
-from tests.soak.work import WITH_GUESTS, WITHOUT_GUESTS, Site
+from tests.soak.work import TINY, WITH_GUESTS, WITHOUT_GUESTS, Site
 
 MASTER = "master.example.org"
 KEPT_JOBS = 50
@@ -35,11 +38,18 @@ async def site(*, with_guests: bool) -> AsyncIterator[Site]:
             lab = Lab(root=stack.enter_context(fresh_root()), files=guest_files())
             guests = [*lab.start("--silent", count=3, prefix="mute"), *lab.start()]
             settings["libvirt_uri"] = lab.uri
+            model = Guest("any", kernel_words=kernel_words(silent=True))
+            boot = disk_guest_files().boot
+            template = template_xml(model, files=boot, folder=lab_folder(lab.root))
+            (folder / "templates").mkdir()
+            (folder / "templates/default.xml").write_text(template)
         made = await _start(folder, settings, guests)
         try:
             for name in ("kept", "verified"):
                 image = raw_image(folder / f"{name}.raw", mib=2)
                 await made.succeed(import_of(image, name=name))
+            if with_guests:
+                await made.succeed(import_of(disk_guest_files().image, name=TINY))
             async with asyncio.timeout(BOOT_SECONDS):
                 for guest in guests:
                     await in_guest(guest, "true")

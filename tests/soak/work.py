@@ -5,6 +5,7 @@ rounds the daemon has what it had before.
 """
 
 import asyncio
+import signal
 import ssl
 import uuid
 from abc import ABC, abstractmethod
@@ -34,6 +35,8 @@ COMMANDS = (
     ("disk", "list", "--json"),
     ("show", "absent"),
 )
+TINY = "tiny"  # a base that boots
+RELOAD_SECONDS = 0.5
 PAUSE = 0.02
 DEADLINE = 5  # seconds, the least that a job may have
 
@@ -243,6 +246,17 @@ class Remote(Worker):
         return httpx.AsyncClient(verify=context, base_url=f"https://127.0.0.1:{self.site.port}")
 
 
+class Reloads(Worker):
+    """The certificates are read again, while connections are made with them."""
+
+    name = "reloads"
+
+    async def once(self) -> None:
+        assert self.site.daemon.process is not None
+        self.site.daemon.process.send_signal(signal.SIGHUP)
+        await asyncio.sleep(RELOAD_SECONDS)
+
+
 class Commands(Worker):
     """provisionctl, one after the other."""
 
@@ -256,7 +270,7 @@ class Commands(Worker):
 
 WITHOUT_GUESTS: Sequence[type[Worker]] = (
     *(Overlays, Overlays, Overlays, Bases, Verified, CalledOff, Refused),
-    *(Reads, Streams, Hanging, Remote, Commands),
+    *(Reads, Streams, Hanging, Remote, Reloads, Commands),
 )
 
 
@@ -310,4 +324,17 @@ class Configured(Worker):
         await self.site.succeed(request(self.site.guests[3].name, request_id=uuid.uuid4().hex))
 
 
-WITH_GUESTS: Sequence[type[Worker]] = (DataDisks, Cancelled, TimedOut, Configured)
+class Made(Worker):
+    """A guest is made of a base, and called off while it boots: its domain and its disk go."""
+
+    name = "made"
+
+    async def once(self) -> None:
+        body = request("made1", request_id=uuid.uuid4().hex) | {"create": {"base": TINY}}
+        job = await self.site.daemon.submit(body)
+        await self.site.daemon.wait_for(job["id"], "ISO_WRITTEN")
+        await self.site.daemon.cancel(job["id"])
+        expect_failure(await self.site.ended(job["id"]), "cancelled")
+
+
+WITH_GUESTS: Sequence[type[Worker]] = (DataDisks, Cancelled, TimedOut, Configured, Made)
