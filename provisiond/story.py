@@ -138,7 +138,7 @@ class Story(ABC):
                 async with self._slots():
                     await self._go_forward()
         except TimeoutError:
-            return Failure.of(self._why_stopped())
+            return Failure.of(await self._why_stopped())
         except ProvisionError as error:
             return Failure.of(error)
         finally:
@@ -161,15 +161,14 @@ class Story(ABC):
         said = f"{done}: " if self.job.state is JobState.UNDOING else ""
         await self._insist(JobState.FAILED, f"{said}{failure.message}", failure=failure)
 
-    def _why_stopped(self) -> ProvisionError:
+    async def _why_stopped(self) -> ProvisionError:
         if self._cancelled:
             return Cancelled(f"{self.job.subject}: cancelled in {self.job.state}")
         allowed = self.job.deadline_at - self.job.created_at
         what = f"still {self.job.state} after {allowed:.0f} s"
-        return self._too_late(what, hint=self._late_hint)
+        return self._too_late(what, hint=await self._late_hint())
 
-    @property
-    def _late_hint(self) -> str | None:
+    async def _late_hint(self) -> str | None:
         """What to do where the job's time ends in this state; None: what an operator always may."""
         return None
 

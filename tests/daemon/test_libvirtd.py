@@ -14,6 +14,7 @@ from tests.daemon.program import STORY, Daemon, Json, request
 from tests.lab.domain import Guest, kernel_words
 from tests.lab.libvirtd import Libvirtd
 from tests.lab.program import Running
+from tests.virt.guests import domain
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -189,6 +190,23 @@ async def test_libvirtd_away_beyond_the_deadline_is_the_reason_given_and_nothing
     assert "libvirtd" in second["failure"]["hint"]
     assert_nothing_is_left(system_daemon, libvirtd, first)
     assert_nothing_is_left(system_daemon, libvirtd, second)
+
+
+async def test_a_guest_that_was_paused_is_the_reason_why_it_did_not_answer(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = start_guest(libvirtd, "paused", silent=True)
+    system_daemon.settings["ready_seconds"] = 1
+    await system_daemon.start()
+    job = await system_daemon.submit(request(guest.name, deadline_seconds=15))
+    await system_daemon.wait_for(job["id"], "ISO_ATTACHED")
+    with domain(libvirtd, guest.uuid) as found:
+        found.suspend()
+        job = await system_daemon.wait_for(job["id"], "FAILED")
+        found.resume()
+    assert job["failure"]["code"] == "deadline_exceeded"
+    assert "The domain is paused" in job["failure"]["hint"]
+    assert_nothing_is_left(system_daemon, libvirtd, job)
 
 
 async def test_provisiond_goes_on_that_was_started_before_libvirtd(
