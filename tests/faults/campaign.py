@@ -66,7 +66,10 @@ async def scene(
         volumes = stack.enter_context(mounted(folder)) if on_volumes else None
         library = Breakpoint(folder / "breakpoint")
         guests = stack.enter_context(hypervisor()) if kind.with_guests else None
-        settings = {"libvirt_uri": "test:///default" if guests is None else guests.uri}
+        settings = {
+            "libvirt_uri": "test:///default" if guests is None else guests.uri,
+            "requests_per_second": 10_000,  # some look without a pause
+        }
         prefix = (*(() if guests is None else guests.prefix), *_prefix(library))
         daemon = Daemon(folder, settings | kind.settings, prefix=prefix)
         scenario = kind(Host(folder, library, daemon, guests, volumes))
