@@ -322,12 +322,12 @@ async def test_a_caller_that_asks_too_fast_is_told_so_and_another_is_not(
     idle_daemon: Daemon,
 ) -> None:
     idle_daemon.folder.chmod(0o755)
-    idle_daemon.settings |= {"requests_per_second": 1, "viewer_group": "nogroup"}
+    idle_daemon.settings |= {"requests_per_second": 0.01, "viewer_group": "nogroup"}
     await idle_daemon.start()
     async with idle_daemon.http() as http:
-        replies = [await http.get("/healthz") for _ in range(20)]
+        replies = [await http.get("/healthz") for _ in range(3)]
     refused = [reply for reply in replies if reply.status_code == 429]
-    assert 5 <= len(refused) <= 12  # ten at once, and what the start took; then one a second
+    assert len(refused) >= 2  # one in 100 s
     assert refused[-1].json()["code"] == "too_many_requests"
     assert refused[-1].headers["Retry-After"]
     assert (await ask(idle_daemon, "GET", "/healthz", uid=USER, groups=[NOGROUP]))[0] == 200
