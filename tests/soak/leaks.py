@@ -113,6 +113,6 @@ async def _rest(daemon: Daemon, began: float, usual: Figures | None) -> Figures:
         await asyncio.sleep(0.2)
         before, now = now, await read_figures(daemon, seconds=monotonic() - began)
         level = (now.files, now.tasks) == (before.files, before.tasks)
-        if level and (usual is None or (now.files, now.tasks) <= (usual.files, usual.tasks)):
+        if level and (usual is None or (now.files <= usual.files and now.tasks <= usual.tasks)):
             break
     return now
