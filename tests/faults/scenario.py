@@ -88,7 +88,7 @@ class JobScenario(Scenario):
 
     async def settle(self) -> str:
         found = await self.host.job_of(self.request_id)
-        self.job = None if found is None else await self.host.ended(found["id"])
+        self.job = None if found is None else await self.host.daemon.ended(found["id"])
         if self.refusal is not None:
             return f"{outcome(self.job)}: {self.refusal['code']}"
         return outcome(self.job)
@@ -127,7 +127,7 @@ class Cancelling(JobScenario):
         assert self.job is not None
         reply = await self.host.daemon.cancel(self.job["id"])
         if self.host.has_room or reply.status_code != HTTPStatus.INSUFFICIENT_STORAGE:
-            self.job = await self.host.ended(self.job["id"])
+            self.job = await self.host.daemon.ended(self.job["id"])
 
     async def settle(self) -> str:
         assert self.job is not None

@@ -218,10 +218,7 @@ async def settle(host: ApiHost) -> Counter[tuple[str, str]]:
     for job in await _jobs(host):
         await host.daemon.cancel(job["id"])
     for job in await _jobs(host):
-        async with host.daemon.events(f"/v1/jobs/{job['id']}/events") as events:
-            async for _ in events:
-                pass
-        end = await host.daemon.job(job["id"])
+        end = await host.daemon.ended(job["id"])
         code = end["failure"]["code"] if end["failure"] else "ok"
         ended[end["kind"], f"{end['state']}: {code}"] += 1
     return ended
