@@ -241,6 +241,16 @@ def request(domain: str, **changes: object) -> Json:
     return body
 
 
+def states(job: Json) -> list[str]:
+    """The state of each line of a job's history."""
+    return [event["state"] for event in job["history"]]
+
+
+def facts(job: Json) -> list[str]:
+    """The states in their order; a note leaves a job in the state that it has."""
+    return list(dict.fromkeys(states(job)))
+
+
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()

@@ -25,11 +25,10 @@ from tests.daemon.data_disks import (
     hash_in_guest,
     holders,
     seen,
-    states,
 )
 from tests.daemon.host import in_guest
 from tests.daemon.images import MIB, files_of, import_of, run_job
-from tests.daemon.program import STORY, Daemon, Json, request
+from tests.daemon.program import STORY, Daemon, Json, facts, request, states
 from tests.daemon.test_libvirtd import start_guest, stuck_in_monitor
 from tests.lab.disk import DiskGuestFiles
 from tests.lab.domain import Guest, shell_path, template_xml
@@ -84,7 +83,7 @@ async def test_a_guest_over_an_immutable_base_and_its_data_disk_where_qemu_is_an
     await run_job(system_daemon, import_of(disk_guest_files.image, name="tiny"))
     base = (await system_daemon.get("/v1/bases/tiny")).json()
     job = await run_job(system_daemon, request("web1") | {"create": {"base": "tiny"}})
-    assert list(dict.fromkeys(states(job))) == STORY
+    assert facts(job) == STORY
     (overlay,) = (await disks_of(system_daemon, "web1")).values()
     qemu = pwd.getpwnam("libvirt-qemu").pw_uid
     assert Path(overlay["source"]).stat().st_uid == qemu
