@@ -6,7 +6,6 @@ minute's absence differs from that of these tests only in how long the last paus
 """
 
 import asyncio
-import shutil
 from collections.abc import Callable
 
 import pytest
@@ -32,8 +31,6 @@ from tests.daemon.test_libvirtd import (
 from tests.daemon.test_libvirtd_disks import booted
 from tests.faults.scenario import is_forgotten
 from tests.lab.disk import DiskGuestFiles
-from tests.lab.domain import Guest, template_xml
-from tests.lab.initramfs import GuestFiles
 from tests.lab.libvirtd import Libvirtd
 
 pytestmark = pytest.mark.timeout(240)
@@ -88,10 +85,8 @@ async def with_both_down_at(daemon: Daemon, libvirtd: Libvirtd, body: Json, fact
 async def test_libvirtd_killed_at_each_fact_of_a_new_guest_and_of_its_end(
     libvirtd: Libvirtd, system_daemon: Daemon, disk_guest_files: DiskGuestFiles
 ) -> None:
-    initramfs = shutil.copyfile(disk_guest_files.boot.initramfs, libvirtd.folder / "disk-initramfs")
-    boot = GuestFiles(kernel=libvirtd.folder / "kernel", initramfs=initramfs)
     system_daemon.template_dir.mkdir()
-    template = template_xml(Guest("any"), files=boot, folder=libvirtd.folder)
+    template = libvirtd.template(disk_guest_files.boot)
     (system_daemon.template_dir / "default.xml").write_text(template)
     system_daemon.prefix = libvirtd.inside  # the guest answers below libvirt's own folder
     await system_daemon.start()
