@@ -14,12 +14,10 @@ from pathlib import Path
 
 from provisiond import systemd
 from provisiond.api.callers import LocalRoles, RemoteRoles
-from provisiond.api.serving import Listener, on_tcp, on_unix
+from provisiond.api.serving import BACKLOG, Listener, on_tcp, on_unix
 from provisiond.api.tls import CertificateFiles, ServerTls
 from provisiond.errors import AlreadyRunning, SettingsError
 from provisiond.settings import Settings, parse_address
-
-_BACKLOG = 128
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +96,7 @@ def _listening_on(settings: Settings) -> Iterator[socket.socket]:
         path.unlink(missing_ok=True)
         with _umask(0o117):
             listener.bind(str(path))
-        listener.listen(_BACKLOG)  # before READY, and before anybody could take it for a dead one
+        listener.listen(BACKLOG)  # before READY, and before anybody could take it for a dead one
         _open_to_groups(path, settings)
     except OSError as error:
         listener.close()
@@ -155,7 +153,7 @@ def _listen_to(address: str) -> socket.socket:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((host, port))
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise SettingsError(f"listen: cannot listen on {address}: {error}") from error

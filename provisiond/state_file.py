@@ -52,7 +52,7 @@ class StateFile:
                 _make(self.path)
             _refuse_foreign(self.path)
             with self.path.open("ab"):
-                pass
+                pass  # one that cannot be written SQLite would open for reading, without a word
             _refuse_damaged(self.path)
             self.path.chmod(0o600)
             self._inode = self.path.stat().st_ino

@@ -47,7 +47,7 @@ class Traffic:
     def take_turn(self, caller: str, *, now: float) -> None:
         """Count a request; `now` is a clock's that never goes back, in seconds.
 
-        Raises TooManyRequests with the seconds after which the next may come.
+        Raises TooManyRequests; then it was not counted.
         """
         rate = self.limits.requests_per_second
         full = max(1.0, rate * _BURST_SECONDS)

@@ -1,15 +1,6 @@
-"""The HTTP API: validate, call the supervisor, map results and errors to replies.
+"""The HTTP API: validate, call the supervisor, map results to replies. Nothing is decided here."""
 
-Nothing is decided here. Every error is application/problem+json (RFC 9457) with code, message and
-hint.
-"""
-
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    MutableMapping,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -48,10 +39,17 @@ from provisiond.xenstore.client import Xenstore
 
 _MAX_BODY = 256 * 1024
 _NOT_FOUND, _CONFLICT = HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT
-_TOO_LARGE, _UNPROCESSABLE = (
+_UNPROCESSABLE = HTTPStatus.UNPROCESSABLE_ENTITY
+_REFUSALS_OF_A_JOB = (
+    HTTPStatus.BAD_REQUEST,
+    _NOT_FOUND,
+    _CONFLICT,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    HTTPStatus.UNPROCESSABLE_ENTITY,
+    _UNPROCESSABLE,
 )
+_KNOWN_JOB: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.OK.value: {"model": JobView, "description": "The job of that request_id."}
+}
 
 
 def create_app(
@@ -86,16 +84,11 @@ def create_app(
 
 # ---------------------------------------------------------------- jobs
 def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
-    refusals = (HTTPStatus.BAD_REQUEST, _NOT_FOUND, _CONFLICT, _TOO_LARGE, _UNPROCESSABLE)
-    again: dict[int | str, dict[str, Any]] = {
-        HTTPStatus.OK.value: {"model": JobView, "description": "The job of that request_id."}
-    }
-
     @app.post(
         "/v1/jobs",
         status_code=HTTPStatus.ACCEPTED,
         tags=["jobs"],
-        responses=again | documented(*refusals),
+        responses=_KNOWN_JOB | documented(*_REFUSALS_OF_A_JOB),
     )
     async def submit(
         request: JobRequest, response: Response, caller: Annotated[Caller, Depends(_caller)]

@@ -29,7 +29,7 @@ from provisiond.api.callers import (
 from provisiond.api.limits import Traffic
 from provisiond.api.tls import ServerTls
 
-_BACKLOG = 128
+BACKLOG = 128  # connections that wait to be taken
 _GRACEFUL_SECONDS = 3
 _HANDSHAKE_SECONDS = 10.0
 _MAX_HEAD = 16 * 1024  # bytes of a request before its body
@@ -153,7 +153,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             access_log=False,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
             h11_max_incomplete_event_size=_MAX_HEAD,
             lifespan="off",
             log_config=None,
@@ -198,4 +198,4 @@ class Server(uvicorn.Server):
                 "ssl_handshake_timeout": _HANDSHAKE_SECONDS,
             }
         loop = asyncio.get_running_loop()
-        return await loop.create_server(connection, sock=listener.socket, backlog=_BACKLOG, **tls)
+        return await loop.create_server(connection, sock=listener.socket, backlog=BACKLOG, **tls)

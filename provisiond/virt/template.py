@@ -27,7 +27,7 @@ for _prefix, _namespace in (
     ET.register_namespace(_prefix, _namespace)
 
 _LONGEST = 2**20  # characters of a template
-_LONGEST_NUMBER = 10  # digits; Python reads none of more than 4,300
+_LONGEST_NUMBER = 9  # digits; Python reads none of more than 4,300
 
 # What an interface keeps when it is put on another network.
 _OF_ANY_NETWORK = (
@@ -192,7 +192,7 @@ def _product(topology: ET.Element) -> int:
 
 def _number(text: str) -> int | None:
     """A count of vcpus; None where it is none that libvirt would take."""
-    return int(text) if len(text) < _LONGEST_NUMBER and text.isdecimal() else None
+    return int(text) if len(text) <= _LONGEST_NUMBER and text.isdecimal() else None
 
 
 # ---------------------------------------------------------------- root disk

@@ -4,9 +4,12 @@ ptrace(2) stops each thread by itself, which SIGSTOP cannot. `held` on stdout te
 They are held until the process ends or this one does.
 """
 
+import asyncio
 import ctypes
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 _SEIZE, _INTERRUPT = 0x4206, 0x4207  # sys/ptrace.h
@@ -15,6 +18,23 @@ _WALL = 0x40000000  # linux/wait.h: threads as well as children
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
+
+
+@asynccontextmanager
+async def holding(which: str, pid: int, *prefix: str | Path) -> AsyncIterator[None]:
+    """While this lasts, these threads do not run; `prefix` comes before the command, and `pid` is
+    as it numbers processes."""
+    holder = await asyncio.create_subprocess_exec(
+        *(*prefix, sys.executable, __file__, which, str(pid)), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        assert await holder.stdout.readline() == b"held\n"
+        yield
+    finally:
+        if holder.returncode is None:  # it ends by itself where the process does
+            holder.kill()
+        await holder.wait()
 
 
 def main() -> None:

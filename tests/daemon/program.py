@@ -80,6 +80,13 @@ class Api(ABC):
             assert reply.status_code == 200, await reply.aread()
             yield Events(reply)
 
+    async def ended(self, job_id: str) -> Json:
+        """The job at its end, whichever it is."""
+        async with self.events(f"/v1/jobs/{job_id}/events") as events:
+            async for _ in events:
+                pass
+        return await self.job(job_id)
+
     async def wait_for(self, job_id: str, *states: str) -> Json:
         """The job, once it has come to one of `states` (or has ended in another: a failure)."""
         async with self.events(f"/v1/jobs/{job_id}/events") as events:
@@ -232,6 +239,16 @@ def request(domain: str, **changes: object) -> Json:
         else:
             body["config"][key] = value
     return body
+
+
+def states(job: Json) -> list[str]:
+    """The state of each line of a job's history."""
+    return [event["state"] for event in job["history"]]
+
+
+def facts(job: Json) -> list[str]:
+    """The states in their order; a note leaves a job in the state that it has."""
+    return list(dict.fromkeys(states(job)))
 
 
 def _toml(value: object) -> str:

@@ -13,7 +13,13 @@ import httpx
 import pytest
 
 from provisiond.sockets import _listen_to
-from tests.daemon.certificates import Certificate, make_authority, make_certificate
+from tests.daemon.certificates import (
+    Certificate,
+    make_authority,
+    make_certificate,
+    tls_port,
+    tls_settings,
+)
 from tests.daemon.program import Daemon, request
 
 SOON = 20  # seconds; far more than any of this takes
@@ -117,25 +123,13 @@ def authority(tmp_path: Path) -> Certificate:
 async def remote(idle_daemon: Daemon, tmp_path: Path, authority: Certificate) -> Daemon:
     """A daemon that serves over TLS on a port of the kernel's choice, on loopback."""
     own = make_certificate(tmp_path, "host", by=authority, ip="127.0.0.1")
-    idle_daemon.settings |= {
-        "listen": "127.0.0.1:0",
-        "tls_certificate": str(own.certificate),
-        "tls_key": str(own.key),
-        "tls_client_ca": str(authority.certificate),
-        "request_seconds": 2,
-    }
+    idle_daemon.settings |= tls_settings(own, clients=authority) | {"request_seconds": 2}
     idle_daemon.environment = {
         "PROVISIOND_OPERATORS": '["master.example.org"]',
         "PROVISIOND_VIEWERS": '["watch.example.org"]',
     }
     await idle_daemon.start()
     return idle_daemon
-
-
-def port_of(daemon: Daemon) -> int:
-    """The port that the daemon says it serves on."""
-    (line,) = [line for line in daemon.said().splitlines() if "127.0.0.1 port" in line][:1]
-    return int(line.rpartition(" ")[2])
 
 
 @asynccontextmanager
@@ -145,7 +139,7 @@ async def client(
     context = ssl.create_default_context(cafile=str(authority.certificate))
     if own is not None:
         context.load_cert_chain(own.certificate, own.key)
-    base = f"https://127.0.0.1:{port_of(daemon)}"
+    base = f"https://127.0.0.1:{tls_port(daemon)}"
     async with httpx.AsyncClient(verify=context, base_url=base, timeout=SOON) as http:
         yield http
 
@@ -193,7 +187,7 @@ async def test_without_a_certificate_of_the_authority_nobody_is_heard(
             async with client(remote, authority, own) as http:
                 await http.get("/v1/domains")
     for version in ("-tls1", "-tls1_1"):
-        address = f"127.0.0.1:{port_of(remote)}"
+        address = f"127.0.0.1:{tls_port(remote)}"
         process = await asyncio.create_subprocess_exec(
             *("openssl", "s_client", version, "-cipher", "ALL:@SECLEVEL=0", "-connect", address),
             stdin=asyncio.subprocess.DEVNULL,
@@ -322,12 +316,12 @@ async def test_a_caller_that_asks_too_fast_is_told_so_and_another_is_not(
     idle_daemon: Daemon,
 ) -> None:
     idle_daemon.folder.chmod(0o755)
-    idle_daemon.settings |= {"requests_per_second": 1, "viewer_group": "nogroup"}
+    idle_daemon.settings |= {"requests_per_second": 0.01, "viewer_group": "nogroup"}
     await idle_daemon.start()
     async with idle_daemon.http() as http:
-        replies = [await http.get("/healthz") for _ in range(20)]
+        replies = [await http.get("/healthz") for _ in range(3)]
     refused = [reply for reply in replies if reply.status_code == 429]
-    assert 5 <= len(refused) <= 12  # ten at once, and what the start took; then one a second
+    assert len(refused) >= 2  # one in 100 s
     assert refused[-1].json()["code"] == "too_many_requests"
     assert refused[-1].headers["Retry-After"]
     assert (await ask(idle_daemon, "GET", "/healthz", uid=USER, groups=[NOGROUP]))[0] == 200

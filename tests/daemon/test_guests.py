@@ -12,24 +12,13 @@ import pytest
 from passlib.hash import sha512_crypt
 
 from tests.daemon.canary import files_below, found
-from tests.daemon.program import STORY, Daemon, Json, request
-from tests.lab.console import open_console
+from tests.daemon.host import in_guest
+from tests.daemon.program import STORY, Daemon, Json, request, states
 from tests.lab.initramfs import STEPS
 from tests.lab.program import Lab, Running
 
 PASSWORD = "correct horse"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl ops"
-
-
-def states(job: Json) -> list[str]:
-    return [event["state"] for event in job["history"]]
-
-
-async def in_guest(guest: Running, command: str) -> str:
-    async with asyncio.timeout(60), open_console(guest.shell) as console:
-        answer = await console.run(command)
-    assert answer.status == 0, answer
-    return answer.output
 
 
 async def assert_nothing_is_left(daemon: Daemon, lab: Lab, job: Json) -> None:

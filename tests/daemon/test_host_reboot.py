@@ -10,24 +10,13 @@ from tests.daemon.images import files_of, import_of, raw_image, run_job
 from tests.daemon.program import Daemon, Json, request
 from tests.daemon.test_libvirtd import start_guest, stuck_in_monitor
 from tests.lab.disk import DiskGuestFiles
-from tests.lab.domain import Guest, kernel_words, template_xml
-from tests.lab.initramfs import GuestFiles
+from tests.lab.domain import kernel_words
 from tests.lab.libvirtd import Libvirtd
 
 pytestmark = pytest.mark.timeout(240)
 
 ENDS = ("SUCCEEDED", "FAILED")
 BASE = ["bases/tiny.json", "bases/tiny.qcow2"]
-
-
-def write_template(daemon: Daemon, libvirtd: Libvirtd, files: DiskGuestFiles) -> None:
-    """Of a guest whose script never starts."""
-    initramfs = shutil.copyfile(files.boot.initramfs, libvirtd.folder / "disk-initramfs")
-    boot = GuestFiles(kernel=libvirtd.folder / "kernel", initramfs=initramfs)
-    daemon.template_dir.mkdir()
-    model = Guest("any", kernel_words=kernel_words(silent=True))
-    template = template_xml(model, files=boot, folder=libvirtd.folder)
-    (daemon.template_dir / "default.xml").write_text(template)
 
 
 async def begin(daemon: Daemon, libvirtd: Libvirtd) -> dict[str, Json]:
@@ -58,7 +47,9 @@ async def test_after_a_power_cut_every_job_ends_as_it_is_and_nothing_is_left(
     daemon = system_daemon
     daemon.settings["ready_seconds"] = 1
     daemon.prefix = libvirtd.inside  # its guests answer below libvirt's own folder
-    write_template(daemon, libvirtd, disk_guest_files)
+    daemon.template_dir.mkdir()
+    template = libvirtd.template(disk_guest_files.boot, *kernel_words(silent=True))
+    (daemon.template_dir / "default.xml").write_text(template)
     await daemon.start()
     await run_job(daemon, import_of(disk_guest_files.image, name="tiny"))
     jobs = await begin(daemon, libvirtd)

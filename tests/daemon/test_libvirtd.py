@@ -10,18 +10,13 @@ import pytest
 
 from tests.daemon.canary import Place, files_below, found, processes
 from tests.daemon.notified import Notified
-from tests.daemon.program import STORY, Daemon, Json, request
+from tests.daemon.program import STORY, Daemon, Json, facts, request
 from tests.lab.domain import Guest, kernel_words
 from tests.lab.libvirtd import Libvirtd
 from tests.lab.program import Running
 from tests.virt.guests import domain
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def facts(job: Json) -> list[str]:
-    """The states in their order; a note leaves a job in the state that it has."""
-    return list(dict.fromkeys(event["state"] for event in job["history"]))
 
 
 def start_guest(libvirtd: Libvirtd, name: str, *, delay: int = 0, silent: bool = False) -> Running:

@@ -6,7 +6,6 @@ minute's absence differs from that of these tests only in how long the last paus
 """
 
 import asyncio
-import shutil
 from collections.abc import Callable
 
 import pytest
@@ -20,13 +19,11 @@ from tests.daemon.data_disks import (
     disks_of,
     holders,
     seen,
-    states,
 )
 from tests.daemon.images import files_of, import_of, run_job
-from tests.daemon.program import STORY, Daemon, Json, request
+from tests.daemon.program import STORY, Daemon, Json, facts, request
 from tests.daemon.test_libvirtd import (
     assert_nothing_is_left,
-    facts,
     health,
     start_guest,
     stuck_in_monitor,
@@ -34,8 +31,6 @@ from tests.daemon.test_libvirtd import (
 from tests.daemon.test_libvirtd_disks import booted
 from tests.faults.scenario import is_forgotten
 from tests.lab.disk import DiskGuestFiles
-from tests.lab.domain import Guest, template_xml
-from tests.lab.initramfs import GuestFiles
 from tests.lab.libvirtd import Libvirtd
 
 pytestmark = pytest.mark.timeout(240)
@@ -90,10 +85,8 @@ async def with_both_down_at(daemon: Daemon, libvirtd: Libvirtd, body: Json, fact
 async def test_libvirtd_killed_at_each_fact_of_a_new_guest_and_of_its_end(
     libvirtd: Libvirtd, system_daemon: Daemon, disk_guest_files: DiskGuestFiles
 ) -> None:
-    initramfs = shutil.copyfile(disk_guest_files.boot.initramfs, libvirtd.folder / "disk-initramfs")
-    boot = GuestFiles(kernel=libvirtd.folder / "kernel", initramfs=initramfs)
     system_daemon.template_dir.mkdir()
-    template = template_xml(Guest("any"), files=boot, folder=libvirtd.folder)
+    template = libvirtd.template(disk_guest_files.boot)
     (system_daemon.template_dir / "default.xml").write_text(template)
     system_daemon.prefix = libvirtd.inside  # the guest answers below libvirt's own folder
     await system_daemon.start()
@@ -149,14 +142,14 @@ async def test_a_data_disk_is_attached_once_and_taken_away_once_wherever_both_we
     for fact in ATTACH[:-1]:
         body = attach_of(guest.name, size=SIZE, name="data", persistent=True)
         job = await with_both_down_at(system_daemon, libvirtd, body, fact)
-        assert list(dict.fromkeys(states(job))) == ATTACH
+        assert facts(job) == ATTACH
         assert await holders(system_daemon) == {"data": guest.name}
         assert list(await disks_of(system_daemon, guest.name)) == ["vda"]
         await seen(guest, "vda")
         body = detach_of(guest.name, "vda", remove=True)
         down = DETACH[ATTACH.index(fact) % 2]
         job = await with_both_down_at(system_daemon, libvirtd, body, down)
-        assert list(dict.fromkeys(states(job))) == DETACH
+        assert facts(job) == DETACH
         assert files_of(system_daemon) == []
         assert "data.qcow2" not in libvirtd.xml(guest.name)
 

@@ -49,7 +49,8 @@ def wrong_bodies() -> list[bytes]:
         json.dumps(PASSWORD).encode(),
         json.dumps([VALID]).encode(),
         whole[:-1].encode(),
-        whole.replace('"correct', "'").replace('{"hostname"', "{hostname").encode(),
+        whole.replace('"', "'").encode(),
+        whole.replace('{"hostname"', "{hostname").encode(),
         whole.replace(PASSWORD, PASSWORD + "\\q").encode(),
         whole.encode().replace(PASSWORD.encode(), PASSWORD.encode() + b"\xff"),
         whole.encode("utf-16"),
@@ -123,7 +124,7 @@ async def test_a_secret_in_the_query_or_the_headers_is_not_repeated(talkative: D
                 reply = await http.request(method, path, params=query, headers=headers)
                 assert 400 <= reply.status_code < 500
                 assert repeated_by(reply) == [], (method, path, headers)
-    assert await search(talkative) == [], "POST"
+    assert await search(talkative) == []
 
 
 async def test_what_is_no_http_is_not_repeated(talkative: Daemon) -> None:

@@ -21,8 +21,8 @@ from tests.daemon.canary import (
     traced,
 )
 from tests.daemon.command import Command, Ended, end
+from tests.daemon.host import in_guest
 from tests.daemon.program import Daemon, Json, request
-from tests.lab.console import open_console
 from tests.lab.program import Lab, Running
 
 HOST_NAME = "witness7"
@@ -81,9 +81,7 @@ def hash_on(iso: Path) -> str:
 
 
 async def hash_in(guest: Running) -> str:
-    async with asyncio.timeout(60), open_console(guest.shell) as console:
-        answer = await console.run("grep ^root: /etc/shadow")
-    return answer.output.split(":")[1]
+    return (await in_guest(guest, "grep ^root: /etc/shadow")).split(":")[1]
 
 
 def wanted(guest: Running, name: str, **changes: object) -> Json:

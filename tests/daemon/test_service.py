@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 import sqlite3
 import stat
-import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.daemon import hold
+from tests.daemon.hold import holding
 from tests.daemon.notified import Notified
 from tests.daemon.program import Daemon
 from tests.xenstore.daemon import Xenstored
@@ -219,7 +217,8 @@ async def test_systemd_hears_of_stuck_workers_and_no_watchdog_until_they_go_on(
     with contextlib.closing(Notified(idle_daemon, watchdog="2000000")) as notified:
         await idle_daemon.start()
         await notified.wait_for("WATCHDOG=1")
-        async with holding(idle_daemon, "workers"):
+        assert idle_daemon.process is not None
+        async with holding("workers", idle_daemon.process.pid):
             await notified.wait_for(f"STATUS=0 unfinished jobs; {stuck}")
             assert (await idle_daemon.get("/openapi.json")).status_code == 200  # the loop goes on
             for _ in range(3):
@@ -227,18 +226,3 @@ async def test_systemd_hears_of_stuck_workers_and_no_watchdog_until_they_go_on(
         await notified.wait_for("STATUS=0 unfinished jobs", "WATCHDOG=1")
     assert idle_daemon.said().count("state file: no answer for 1 s") == 1
     assert idle_daemon.said().count("state file: answers again") == 1
-
-
-@contextlib.asynccontextmanager
-async def holding(daemon: Daemon, which: str) -> AsyncIterator[None]:
-    """While this lasts, these threads of the daemon do not run."""
-    assert daemon.process is not None
-    holder = await asyncio.create_subprocess_exec(
-        *(sys.executable, hold.__file__, which, str(daemon.process.pid)),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert holder.stdout is not None
-    assert await holder.stdout.readline() == b"held\n"
-    yield
-    holder.kill()
-    await holder.wait()

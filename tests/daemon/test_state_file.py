@@ -16,6 +16,7 @@ from tests.daemon.host import in_guest
 from tests.daemon.images import import_of, raw_image, run_job
 from tests.daemon.program import Daemon, Json, request
 from tests.lab.program import Lab
+from tests.unit.test_state_file import overwrite
 from tests.unit.test_store import fill_up
 
 UNUSABLE = 78  # the exit status with which systemd is told not to try again
@@ -121,13 +122,6 @@ async def test_a_state_directory_that_is_full_is_told_before_anybody_asks_for_a_
 async def health(daemon: Daemon) -> tuple[int, str | None]:
     reply = await daemon.get("/healthz")
     return reply.status_code, reply.json()["state_trouble"]
-
-
-def overwrite(file: Path) -> None:
-    size = file.stat().st_size
-    with file.open("r+b") as opened:
-        opened.seek(100)
-        opened.write(b"\xa5" * (size - 100))
 
 
 async def test_a_file_spoilt_under_a_job_ends_the_daemon_and_the_job_goes_on_with_a_copy(

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.daemon.certificates import make_authority, make_certificate
+from tests.daemon.certificates import make_authority, make_certificate, tls_settings
 from tests.daemon.host import in_guest
 from tests.daemon.images import import_of, raw_image, run_job
 from tests.daemon.program import STORY, Daemon, request
@@ -134,12 +134,7 @@ async def test_certificates_are_as_old_as_the_clock_says_and_no_connection_ends_
     authority = make_authority(tmp_path)
     host = make_certificate(tmp_path, "host", by=authority, ip="127.0.0.1")
     master = make_certificate(tmp_path, "master.example.org", by=authority)
-    idle_daemon.settings |= {
-        "listen": "127.0.0.1:0",
-        "tls_certificate": str(host.certificate),
-        "tls_key": str(host.key),
-        "tls_client_ca": str(authority.certificate),
-    }
+    idle_daemon.settings |= tls_settings(host, clients=authority)
     clock = with_clock(idle_daemon)
     who = {"PROVISIOND_OPERATORS": '["master.example.org"]'}
     idle_daemon.environment = {**idle_daemon.environment, **who}

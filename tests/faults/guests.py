@@ -255,7 +255,7 @@ class Create(JobScenario):
         job = await self.host.daemon.submit(self.body() | {"request_id": uuid.uuid4().hex})
         await self.host.daemon.wait_for(job["id"], "ISO_WRITTEN")
         await self.host.daemon.cancel(job["id"])
-        ended = outcome(await self.host.ended(job["id"]))
+        ended = outcome(await self.host.daemon.ended(job["id"]))
         return [*differs("the next one", ended, "FAILED cancelled")]
 
     async def destroy(self) -> list[str]:

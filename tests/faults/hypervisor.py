@@ -11,7 +11,7 @@ from tests.lab.disk import disk_guest_files
 from tests.lab.domain import Guest, kernel_words, shell_path, template_xml
 from tests.lab.embed import end_process, lab_folder, qemu_pids
 from tests.lab.fixtures import TMPFS, fresh_root
-from tests.lab.initramfs import GuestFiles, guest_files
+from tests.lab.initramfs import guest_files
 from tests.lab.libvirtd import Libvirtd
 from tests.lab.program import Lab, Running
 
@@ -87,11 +87,7 @@ class Beside(GuestHost):
         raise NotImplementedError("the tmpfs that is libvirtd's /run ends with its namespace")
 
     def template(self, *words: str) -> str:
-        initramfs = self.root / "disk-initramfs"
-        shutil.copyfile(disk_guest_files().boot.initramfs, initramfs)
-        boot = GuestFiles(kernel=self.root / "kernel", initramfs=initramfs)
-        model = Guest("any", kernel_words=words)
-        return template_xml(model, files=boot, folder=self.root)
+        return self._libvirtd.template(disk_guest_files().boot, *words)
 
 
 @contextmanager

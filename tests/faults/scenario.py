@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from http import HTTPStatus
 from typing import ClassVar
 
+from provisiond.errors import Unforeseen
 from tests.daemon.program import Json
 from tests.faults.hypervisor import GuestHost
 from tests.faults.world import LIMIT, Host
@@ -87,7 +88,7 @@ class JobScenario(Scenario):
 
     async def settle(self) -> str:
         found = await self.host.job_of(self.request_id)
-        self.job = None if found is None else await self.host.ended(found["id"])
+        self.job = None if found is None else await self.host.daemon.ended(found["id"])
         if self.refusal is not None:
             return f"{outcome(self.job)}: {self.refusal['code']}"
         return outcome(self.job)
@@ -99,10 +100,7 @@ class JobScenario(Scenario):
             history = [event async for event in events]
         lost = [event["state"] for event in self._told if event not in history]
         problems = [f"{state} was told, and is not in the history" for state in lost]
-        failure = self.job["failure"]
-        if failure is not None and (failure["code"] == "unforeseen" or not failure["hint"]):
-            problems.append(f"its failure says too little: {failure}")
-        return problems
+        return [*problems, *unexplained(self.job)]
 
     async def again(self) -> list[str]:
         job = await self.host.run(self.body() | {"request_id": f"again-{uuid.uuid4().hex}"})
@@ -129,7 +127,7 @@ class Cancelling(JobScenario):
         assert self.job is not None
         reply = await self.host.daemon.cancel(self.job["id"])
         if self.host.has_room or reply.status_code != HTTPStatus.INSUFFICIENT_STORAGE:
-            self.job = await self.host.ended(self.job["id"])
+            self.job = await self.host.daemon.ended(self.job["id"])
 
     async def settle(self) -> str:
         assert self.job is not None
@@ -167,6 +165,15 @@ def ends_well(what: str, job: Json | None) -> list[str]:
         return []
     whose = f"{LIMIT}: " if is_forgotten(job) else ""
     return [f"{whose}{what}: {job['failure']['message']}"]
+
+
+def unexplained(job: Json) -> list[str]:
+    """The problem that a failure is a defect of provisiond, or leaves whoever asked without a
+    hint."""
+    failure = job["failure"]
+    if failure is None or (failure["code"] != Unforeseen.code and failure["hint"]):
+        return []
+    return [f"its failure says too little: {failure}"]
 
 
 def is_forgotten(job: Json) -> bool:

@@ -7,7 +7,7 @@ from tests.faults.disk_full import fill_at, full_points_of
 from tests.faults.images import Import, Overlay
 from tests.faults.kill import kill_at
 from tests.faults.power_cut import cut_power_at, power_points_of
-from tests.faults.scenario import UNKNOWN
+from tests.faults.scenario import UNKNOWN, unexplained
 from tests.faults.volumes import IMAGES_MIB
 
 LINK = "link disks/.#.part disks/web#.qcow#"
@@ -88,6 +88,16 @@ async def test_a_call_that_never_comes_ends_nobody() -> None:
     async with scene(Overlay) as scenario:
         row = await kill_at(scenario, Point("unlink nothing", 1, "before"))
     assert (row.reached, row.outcome, row.problems) == (False, "SUCCEEDED", ())
+
+
+def test_a_failure_that_nobody_foresaw_is_a_problem() -> None:
+    failures = (
+        {"code": "no_space", "hint": "Make room."},
+        {"code": "no_space", "hint": ""},
+        {"code": "internal_error", "hint": "Report it with provisiond's log."},
+    )
+    assert unexplained({"failure": None}) == []
+    assert [len(unexplained({"failure": failure})) for failure in failures] == [0, 1, 1]
 
 
 def test_every_call_has_two_sides_and_a_row_of_libvirts_own_has_three() -> None:

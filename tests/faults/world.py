@@ -71,16 +71,9 @@ class Host:
         jobs = (await self.get("/v1/jobs"))["jobs"]
         return next((job for job in jobs if job["request_id"] == request_id), None)
 
-    async def ended(self, job_id: str) -> Json:
-        """The job at its end, whichever it is."""
-        async with self.daemon.events(f"/v1/jobs/{job_id}/events") as events:
-            async for _ in events:
-                pass
-        return await self.daemon.job(job_id)
-
     async def run(self, body: Json) -> Json:
         """The job of the request at its end."""
-        return await self.ended((await self.daemon.submit(body))["id"])
+        return await self.daemon.ended((await self.daemon.submit(body))["id"])
 
     # ------------------------------------------------------------ what is there
     def files(self) -> list[str]:

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from provisiond.plan import CHANNEL_NAME
-from tests.daemon.certificates import Certificate, make_authority, make_certificate
+from tests.daemon.certificates import (
+    Certificate,
+    make_authority,
+    make_certificate,
+    tls_port,
+    tls_settings,
+)
 from tests.daemon.fixtures import fresh_folder
 from tests.daemon.images import files_of, import_of, overlay_of, raw_image, run_job
 from tests.daemon.program import Daemon, Json
@@ -70,8 +76,7 @@ class ApiHost:
     @property
     def url(self) -> str:
         """Where it serves over TLS."""
-        (line,) = [line for line in self.daemon.said().splitlines() if "127.0.0.1 port" in line][:1]
-        return f"https://127.0.0.1:{line.rpartition(' ')[2]}"
+        return f"https://127.0.0.1:{tls_port(self.daemon)}"
 
 
 @asynccontextmanager
@@ -80,12 +85,8 @@ async def api_host() -> AsyncIterator[ApiHost]:
     with fresh_folder() as folder:
         authority = make_authority(folder)
         own = make_certificate(folder, "host", by=authority, ip="127.0.0.1")
-        settings: dict[str, object] = {
+        settings = tls_settings(own, clients=authority) | {
             "libvirt_uri": f"test://{_node(folder)}",
-            "listen": "127.0.0.1:0",
-            "tls_certificate": own.certificate,
-            "tls_key": own.key,
-            "tls_client_ca": authority.certificate,
             "requests_per_second": 1e6,
             "max_requests": 1000,
             "max_jobs_waiting": 100_000,
@@ -218,10 +219,7 @@ async def settle(host: ApiHost) -> Counter[tuple[str, str]]:
     for job in await _jobs(host):
         await host.daemon.cancel(job["id"])
     for job in await _jobs(host):
-        async with host.daemon.events(f"/v1/jobs/{job['id']}/events") as events:
-            async for _ in events:
-                pass
-        end = await host.daemon.job(job["id"])
+        end = await host.daemon.ended(job["id"])
         code = end["failure"]["code"] if end["failure"] else "ok"
         ended[end["kind"], f"{end['state']}: {code}"] += 1
     return ended

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import libvirt
 
-from tests.lab.domain import Guest, console_log, domain_xml, shell_socket
+from tests.lab.domain import Guest, console_log, domain_xml, shell_socket, template_xml
 from tests.lab.embed import copy_missing, end_process, qemu_pids
 from tests.lab.initramfs import GuestFiles
 from tests.lab.packages import cache_directory
@@ -191,6 +191,14 @@ class Libvirtd:
         """Start a domain that is off."""
         with self._opened() as connection:
             connection.lookupByName(name).create()
+
+    def template(self, files: GuestFiles, *words: str) -> str:
+        """The operator's template of guests on a disk that boot with these files, and with more
+        words for their kernel."""
+        # As with its own files: libvirt gives them to QEMU's user.
+        initramfs = shutil.copyfile(files.initramfs, self.folder / "disk-initramfs")
+        boot = GuestFiles(kernel=self.folder / "kernel", initramfs=initramfs)
+        return template_xml(Guest("any", kernel_words=words), files=boot, folder=self.folder)
 
     def waits_for_monitor(self, name: str) -> bool:
         """Whether a call waits for the domain's QEMU to answer."""

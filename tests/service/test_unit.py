@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.certificates import Certificate, make_authority, make_certificate
-from tests.daemon.program import STORY, request
+from tests.daemon.program import STORY, facts, request
 from tests.lab.domain import Guest, kernel_words
 from tests.service.unit import Unit
 
@@ -29,7 +29,7 @@ async def attached(unit: Unit, name: str, *, late: int) -> str:
 async def succeeds(unit: Unit, job_id: str) -> None:
     """The job goes the whole way, and nothing of it is left."""
     job = await unit.wait_for(job_id, "SUCCEEDED")
-    assert list(dict.fromkeys(event["state"] for event in job["history"])) == STORY
+    assert facts(job) == STORY
     assert job["proof"]["iso_file_absent"] is True
     assert unit.isos() == []
 

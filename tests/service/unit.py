@@ -2,15 +2,14 @@
 
 import asyncio
 import shutil
-import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import libvirt
 
 from provisiond.disk.folder import make_mutable
-from tests.daemon import hold
+from tests.daemon.hold import holding
 from tests.daemon.program import PROVISIOND, Api
 from tests.lab.domain import Guest, domain_xml
 from tests.lab.embed import copy_missing
@@ -121,21 +120,9 @@ class Unit(Api):
         self.path(target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, self.path(target))
 
-    @asynccontextmanager
-    async def holding(self, which: str) -> AsyncIterator[None]:
-        """While this lasts, these threads of the daemon do not run (`hold`)."""
-        holder = await asyncio.create_subprocess_exec(
-            *self.container.argv(sys.executable, hold.__file__, which, self.show("MainPID")),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert holder.stdout is not None
-        assert await holder.stdout.readline() == b"held\n"
-        try:
-            yield
-        finally:
-            if holder.returncode is None:
-                holder.kill()
-            await holder.wait()
+    def holding(self, which: str) -> AbstractAsyncContextManager[None]:
+        """While this lasts, these threads of the daemon do not run."""
+        return holding(which, int(self.show("MainPID")), *self.container.argv())
 
     # ------------------------------------------------------------ guests
     def start_guest(self, guest: Guest) -> None:

@@ -1,7 +1,7 @@
 """`make soak`: does anything grow while provisiond works, and does a flood slow anybody?
 
 Exit status 1 where a figure grows by more than it may after the warm-up, or where neighbours of
-guests that flood wait more than twice as long (p99, in the same run).
+guests that flood wait more than twice as long, and by more than 10 ms (p99, in the same run).
 """
 
 import argparse

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
 
-from tests.daemon.certificates import make_authority, make_certificate
+from tests.daemon.certificates import make_authority, make_certificate, tls_port, tls_settings
 from tests.daemon.fixtures import fresh_folder
 from tests.daemon.host import in_guest
 from tests.daemon.images import import_of, raw_image
@@ -64,11 +64,8 @@ async def _start(folder: Path, settings: dict[str, object], guests: Sequence[Run
     daemon = Daemon(
         folder,
         settings
+        | tls_settings(own, clients=authority)
         | {
-            "listen": "127.0.0.1:0",
-            "tls_certificate": str(own.certificate),
-            "tls_key": str(own.key),
-            "tls_client_ca": str(authority.certificate),
             "requests_per_second": 10000,
             "ready_seconds": 1,
             "keep_jobs": KEPT_JOBS,
@@ -77,10 +74,9 @@ async def _start(folder: Path, settings: dict[str, object], guests: Sequence[Run
         environment={"PROVISIOND_OPERATORS": f'["{MASTER}"]'},
     )
     await daemon.start()
-    (port,) = [line for line in daemon.said().splitlines() if "127.0.0.1 port" in line]
     return Site(
         daemon=daemon,
-        port=int(port.rpartition(" ")[2]),
+        port=tls_port(daemon),
         authority=authority,
         master=make_certificate(folder, MASTER, by=authority),
         guests=guests,
@@ -113,6 +109,6 @@ async def _rest(daemon: Daemon, began: float, usual: Figures | None) -> Figures:
         await asyncio.sleep(0.2)
         before, now = now, await read_figures(daemon, seconds=monotonic() - began)
         level = (now.files, now.tasks) == (before.files, before.tasks)
-        if level and (usual is None or (now.files, now.tasks) <= (usual.files, usual.tasks)):
+        if level and (usual is None or (now.files <= usual.files and now.tasks <= usual.tasks)):
             break
     return now

@@ -55,13 +55,7 @@ class Site:
     async def run(self, body: Json) -> Json:
         """The job of the request at its end, whichever that is."""
         job = await self.daemon.submit(body)
-        return await self.ended(job["id"])
-
-    async def ended(self, job_id: str) -> Json:
-        async with self.daemon.events(f"/v1/jobs/{job_id}/events") as events:
-            async for _ in events:
-                pass
-        return await self.daemon.job(job_id)
+        return await self.daemon.ended(job["id"])
 
     async def succeed(self, body: Json) -> Json:
         job = await self.run(body)
@@ -148,7 +142,7 @@ class CalledOff(Worker):
         job = await self.site.daemon.submit(import_of(source, name=name))
         await asyncio.sleep(self.site.done[self.name] % 10 * 0.03)
         await self.site.daemon.cancel(job["id"])
-        if (await self.site.ended(job["id"]))["state"] == "SUCCEEDED":
+        if (await self.site.daemon.ended(job["id"]))["state"] == "SUCCEEDED":
             await self.site.remove(f"/v1/bases/{name}")
 
 
@@ -301,7 +295,7 @@ class Cancelled(Worker):
         job = await self.site.daemon.submit(body)
         await self.site.daemon.wait_for(job["id"], "ISO_ATTACHED")
         await self.site.daemon.cancel(job["id"])
-        expect_failure(await self.site.ended(job["id"]), "cancelled")
+        expect_failure(await self.site.daemon.ended(job["id"]), "cancelled")
 
 
 class TimedOut(Worker):
@@ -334,7 +328,7 @@ class Made(Worker):
         job = await self.site.daemon.submit(body)
         await self.site.daemon.wait_for(job["id"], "ISO_WRITTEN")
         await self.site.daemon.cancel(job["id"])
-        expect_failure(await self.site.ended(job["id"]), "cancelled")
+        expect_failure(await self.site.daemon.ended(job["id"]), "cancelled")
 
 
 WITH_GUESTS: Sequence[type[Worker]] = (DataDisks, Cancelled, TimedOut, Configured, Made)

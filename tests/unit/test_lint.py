@@ -123,6 +123,13 @@ def test_systemd_says_that_the_daemon_is_kept_to_what_it_does() -> None:
     assert "Overall exposure level" in said
 
 
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md"])
+def test_the_tests_that_a_promise_is_tested_by_are_there(page: str) -> None:
+    named = set(re.findall(r"\btests/[\w./-]*\w", (ROOT / page).read_text()))
+    assert len(named) > 1
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 def test_systemd_makes_the_group_of_the_socket(tmp_path: Path) -> None:
     folder = tmp_path / "usr" / "lib" / "sysusers.d"
     folder.mkdir(parents=True)

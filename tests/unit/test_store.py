@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
+from provisiond.clock import BootTime
 from provisiond.daemon import _prune
 from provisiond.errors import Busy, RequestConflict, StateUnusable, StateUnwritable
 from provisiond.job import Event, Failure, Job, Proof, advance
@@ -725,13 +726,16 @@ jobs = st.builds(
     created_at=numbers,
     updated_at=numbers,
     deadline_at=numbers,
+    deadline_boot=st.none() | st.builds(BootTime, boot_id=texts, seconds=numbers),
     requested_by=texts,
     state=st.sampled_from(S),
     cancel_requested=st.booleans(),
     target=st.none() | texts,
+    disk=st.none() | texts,
     disk_name=st.none() | texts,
     removes=st.lists(texts, max_size=3).map(tuple),
     attached_at=st.none() | numbers,
+    detached_at=st.none() | numbers,
     failure=st.none() | failures,
     proof=st.none() | proofs,
     guest_log=st.lists(texts, max_size=3).map(tuple),
