@@ -134,6 +134,11 @@ class _Connection(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # takes up what came behind the request
+        if self.conn.their_state is h11.SEND_BODY:
+            self._watch()
+
     def _watch(self) -> None:
         """Start the clock while a request is not whole, and stop it when it is."""
         incomplete = self.conn.their_state in _INCOMPLETE
