@@ -182,6 +182,8 @@ def _traffic(settings: Settings) -> Traffic:
 def set_up_logging(level: str) -> None:
     """Log to the journal or to stderr; libraries only from warnings on."""
     logging.basicConfig(level=logging.WARNING, handlers=[systemd.log_handler()], force=True)
+    # It warns of whatever a stranger sends that is no request, each time.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("provisiond").setLevel(level.upper())
     # Who changed what is recorded whatever else is.
     logging.getLogger("provisiond.audit").setLevel(logging.INFO)

@@ -115,7 +115,7 @@ class _Connection(H11Protocol):
         except BaseException:
             self.transport.abort()
             raise
-        if not self._traffic.connect(caller.name):
+        if not self._traffic.connect(caller.counted_as):
             self.transport.abort()
             return
         self._caller = caller
@@ -126,7 +126,7 @@ class _Connection(H11Protocol):
         if self._too_slow is not None:
             self._too_slow.cancel()
         if self._caller is not None:
-            self._traffic.disconnect(self._caller.name)
+            self._traffic.disconnect(self._caller.counted_as)
             self._caller = None
         super().connection_lost(exc)
 
