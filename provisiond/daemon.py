@@ -30,6 +30,7 @@ from provisiond.errors import (
     AlreadyRunning,
     HypervisorUnavailable,
     NoGuestChannel,
+    StateUnusable,
     StateUnwritable,
 )
 from provisiond.guest.channel import ChannelSignal
@@ -345,9 +346,13 @@ async def _prune(store: Store, settings: Settings) -> None:
         before = 0.0
         if clock.is_reliable(wall=wall, boot=boot):
             before = wall - settings.keep_days * _DAY
-        with contextlib.suppress(StateUnwritable):  # it is tried again
+        try:
             if removed := await store.prune(before=before, keep=settings.keep_jobs):
                 log.info("%d ended jobs are removed with their history", removed)
+        except StateUnwritable:
+            pass  # it is tried again
+        except StateUnusable as error:  # _stop_on_damage ends the daemon, where that is to be
+            log.error("the history is not pruned: %s", error)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PRUNE_SECONDS):
                 await store.grown_to(inserted + many)
