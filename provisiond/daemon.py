@@ -30,6 +30,7 @@ from provisiond.errors import (
     AlreadyRunning,
     HypervisorUnavailable,
     NoGuestChannel,
+    StateUnusable,
     StateUnwritable,
 )
 from provisiond.guest.channel import ChannelSignal
@@ -182,6 +183,8 @@ def _traffic(settings: Settings) -> Traffic:
 def set_up_logging(level: str) -> None:
     """Log to the journal or to stderr; libraries only from warnings on."""
     logging.basicConfig(level=logging.WARNING, handlers=[systemd.log_handler()], force=True)
+    # It warns of whatever a stranger sends that is no request, each time.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("provisiond").setLevel(level.upper())
     # Who changed what is recorded whatever else is.
     logging.getLogger("provisiond.audit").setLevel(logging.INFO)
@@ -343,9 +346,13 @@ async def _prune(store: Store, settings: Settings) -> None:
         before = 0.0
         if clock.is_reliable(wall=wall, boot=boot):
             before = wall - settings.keep_days * _DAY
-        with contextlib.suppress(StateUnwritable):  # it is tried again
+        try:
             if removed := await store.prune(before=before, keep=settings.keep_jobs):
                 log.info("%d ended jobs are removed with their history", removed)
+        except StateUnwritable:
+            pass  # it is tried again
+        except StateUnusable as error:  # _stop_on_damage ends the daemon, where that is to be
+            log.error("the history is not pruned: %s", error)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PRUNE_SECONDS):
                 await store.grown_to(inserted + many)

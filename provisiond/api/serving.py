@@ -115,7 +115,7 @@ class _Connection(H11Protocol):
         except BaseException:
             self.transport.abort()
             raise
-        if not self._traffic.connect(caller.name):
+        if not self._traffic.connect(caller.counted_as):
             self.transport.abort()
             return
         self._caller = caller
@@ -126,13 +126,18 @@ class _Connection(H11Protocol):
         if self._too_slow is not None:
             self._too_slow.cancel()
         if self._caller is not None:
-            self._traffic.disconnect(self._caller.name)
+            self._traffic.disconnect(self._caller.counted_as)
             self._caller = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # takes up what came behind the request
+        if self.conn.their_state is h11.SEND_BODY:
+            self._watch()
 
     def _watch(self) -> None:
         """Start the clock while a request is not whole, and stop it when it is."""

@@ -284,16 +284,21 @@ async def test_tls_without_one_of_its_files_is_refused_at_the_start(
 async def test_a_request_that_does_not_come_to_its_end_is_cut_off(idle_daemon: Daemon) -> None:
     idle_daemon.settings["request_seconds"] = 0.5
     await idle_daemon.start()
-    for beginning in (
-        b"",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ",
-        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
+    half = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
+    for said, replies in (
+        (b"", 0),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ", 0),
+        (half, 0),
+        (2 * b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + half, 2),
     ):
         reader, writer = await asyncio.open_unix_connection(idle_daemon.socket)
-        writer.write(beginning)
+        writer.write(said)
+        got = b""
         async with asyncio.timeout(SOON):
             with suppress(ConnectionResetError):
-                assert await reader.read() == b""
+                while part := await reader.read(2**16):
+                    got += part
+        assert got.count(b"HTTP/1.1 200") == replies
         writer.close()
     assert (await idle_daemon.get("/healthz")).status_code == 200
 
@@ -327,6 +332,44 @@ async def test_a_caller_that_asks_too_fast_is_told_so_and_another_is_not(
     assert (await ask(idle_daemon, "GET", "/healthz", uid=USER, groups=[NOGROUP]))[0] == 200
 
 
+async def test_whoever_has_no_role_floods_neither_the_api_nor_the_log(
+    idle_daemon: Daemon,
+) -> None:
+    idle_daemon.folder.chmod(0o755)
+    idle_daemon.settings |= {"requests_per_second": 1, "viewer_group": "nogroup"}
+    await idle_daemon.start()
+    kinds = (
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"\0\r\n\r\n",
+    )
+    flood = """
+import socket, sys
+for kind in sys.argv[2:]:
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(sys.argv[1])
+            peer.sendall(bytes.fromhex(kind) * 50 + b"no request\\r\\n\\r\\n")
+            while got := peer.recv(65536):
+                sys.stdout.buffer.write(got)
+"""
+    process = await asyncio.create_subprocess_exec(
+        *("/usr/bin/python3", "-I", "-c", flood),
+        *(str(idle_daemon.socket), *(kind.hex() for kind in kinds)),
+        stdout=asyncio.subprocess.PIPE,
+        user=USER,
+        group=USER,
+        extra_groups=[],
+        cwd="/",
+    )
+    said, _ = await process.communicate()
+    assert said.count(b"HTTP/1.1 403") in range(10, 20)  # ten at once, then one a second
+    assert said.count(b"HTTP/1.1 429") > 150
+    lines = [line for line in idle_daemon.said().splitlines() if "INFO provisiond " not in line]
+    assert len(lines) < 40, lines
+    assert (await idle_daemon.get("/healthz")).status_code == 200
+
+
 async def test_a_caller_has_so_many_connections_and_requests_and_no_more(
     idle_daemon: Daemon,
 ) -> None:
@@ -351,4 +394,4 @@ async def test_a_head_that_is_too_large_is_refused(daemon: Daemon) -> None:
         with suppress(httpx.TransportError):  # it is refused before all of it has come
             reply = await http.get("/healthz", headers={"X-Large": "x" * 2**20})
             assert reply.status_code == 400
-    assert "Invalid HTTP request received" in daemon.said()
+            assert reply.text == "Invalid HTTP request received."

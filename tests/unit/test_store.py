@@ -308,6 +308,21 @@ async def test_the_daemon_prunes_when_many_jobs_have_come(store: Store) -> None:
         await pruning
 
 
+async def test_pruning_that_meets_a_lost_file_leaves_the_end_to_who_waits_for_damage(
+    store: Store, tmp_path: Path
+) -> None:
+    for file in tmp_path.rglob("*.sqlite"):
+        file.unlink()
+    pruning = asyncio.create_task(_prune(store, Settings()))
+    async with asyncio.timeout(SOON):
+        await store.damaged()
+        await asyncio.sleep(0)
+    assert not pruning.done()
+    pruning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pruning
+
+
 async def test_young_jobs_stay_and_no_more_than_so_many(store: Store) -> None:
     await add_ended(store, range(1, 31), domains=30)
     assert await store.prune(before=5.0, keep=1000) == 0  # each is the last of its domain
