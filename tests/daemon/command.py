@@ -102,8 +102,8 @@ class Command:
         return proposed.decode().split()
 
     def _argv(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
-        # Tests that run in the background of a shell would pass on that Ctrl-C is ignored.
-        default = ("env", "--default-signal=INT")
+        # Tests that run in the background of a shell would pass on that both are ignored.
+        default = ("env", "--default-signal=INT,QUIT")
         return (*default, *self.prefix, PROVISIONCTL, "--socket", self.socket, *words)
 
     def _environment(self) -> dict[str, str]:
