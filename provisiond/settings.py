@@ -158,7 +158,7 @@ class Settings(BaseSettings):
     """How long ended jobs and their history are kept; of each domain the last job that its guest
     has taken is kept longer, since its addresses are known by it."""
     keep_jobs: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
-    """The most ended jobs that are kept at all."""
+    """The most ended jobs that are kept at all: of more, those that came first go."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, to the journal under systemd and to stderr elsewhere."""
 

@@ -145,7 +145,8 @@ class Store:
         return _add_events(connection, job, [fact])
 
     async def prune(self, *, before: float, keep: int) -> int:
-        """Remove ended jobs that are from before that time or more than `keep`, with their history.
+        """Remove ended jobs that are from before that time, and those that came first of more than
+        `keep`, with their history.
 
         Of each domain the last job that its guest has taken stays while there are no more than
         `keep`: its addresses are known by it. Some hundred go at once, so that no other call waits
@@ -154,7 +155,11 @@ class Store:
         removed: list[int] = []
         cursor: list[float] = [0.0, 0.0]  # the time and the row of the last job looked at
         while cursor:
-            await self._write(self._prune, before, keep, cursor, removed)
+            await self._write(self._prune_old, before, cursor, removed)
+        went = -1
+        while len(removed) > went:
+            went = len(removed)
+            await self._write(self._prune_surplus, keep, removed)
         return len(removed)
 
     async def grown_to(self, jobs: int) -> None:
@@ -162,29 +167,30 @@ class Store:
         async with self._changed:
             await self._changed.wait_for(lambda: self.inserted >= jobs)
 
-    def _prune(
-        self,
-        connection: Connection,
-        before: float,
-        keep: int,
-        cursor: list[float],
-        removed: list[int],
+    def _prune_old(
+        self, connection: Connection, before: float, cursor: list[float], removed: list[int]
     ) -> int:
-        newest = "SELECT created_at FROM jobs ORDER BY created_at DESC LIMIT 1 OFFSET ?"
-        surplus = (connection.execute(newest, (keep,)).fetchone() or (0.0,))[0]
         query = (
             "SELECT created_at, rowid, id, domain_uuid FROM jobs"
             " WHERE ended AND created_at <= ? AND (created_at, rowid) > (?, ?)"
             " ORDER BY created_at, rowid LIMIT ?"
         )
-        until = max(before, surplus)
-        rows = connection.execute(query, (until, *cursor, _LOOKED_AT_ONCE)).fetchall()
+        rows = connection.execute(query, (before, *cursor, _LOOKED_AT_ONCE)).fetchall()
         cursor[:] = rows[-1][:2] if rows else []
-        for created_at, row, job_id, domain_uuid in rows:
-            if created_at > surplus and self._is_last_configured(job_id, domain_uuid):
-                continue
-            connection.execute("DELETE FROM events WHERE job_id = ?", (job_id,))
-            connection.execute("DELETE FROM jobs WHERE rowid = ?", (row,))
+        for _created_at, row, job_id, domain_uuid in rows:
+            if not self._is_last_configured(job_id, domain_uuid):
+                _remove(connection, row, job_id)
+                removed.append(row)
+        return self._last_seq
+
+    def _prune_surplus(self, connection: Connection, keep: int, removed: list[int]) -> int:
+        """By their coming: a clock that was set back makes no new job an old one."""
+        count = "SELECT (SELECT count(*) FROM jobs) - (SELECT count(*) FROM jobs WHERE NOT ended)"
+        (ended,) = connection.execute(count).fetchone()
+        most = min(max(0, ended - keep), _LOOKED_AT_ONCE)
+        first = "SELECT rowid, id FROM jobs WHERE ended ORDER BY rowid LIMIT ?"
+        for row, job_id in connection.execute(first, (most,)).fetchall():
+            _remove(connection, row, job_id)
             removed.append(row)
         return self._last_seq
 
@@ -338,6 +344,11 @@ class Store:
 
 def _first(jobs: list[Job]) -> Job | None:
     return jobs[0] if jobs else None
+
+
+def _remove(connection: Connection, row: int, job_id: str) -> None:
+    connection.execute("DELETE FROM events WHERE job_id = ?", (job_id,))
+    connection.execute("DELETE FROM jobs WHERE rowid = ?", (row,))
 
 
 def _add_events(connection: Connection, job: Job, facts: Sequence[Fact]) -> int:

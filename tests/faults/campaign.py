@@ -17,7 +17,7 @@ from tests.faults.breakpoint import Breakpoint, Point
 from tests.faults.hypervisor import GuestHost, embedded
 from tests.faults.scenario import Scenario
 from tests.faults.volumes import mounted
-from tests.faults.world import LIMIT, Host, died
+from tests.faults.world import LIBVIRTS_OWN, Host, died
 
 AS_A_SERVICE = """\
 if [ -e /dev/kvm ]; then
@@ -137,8 +137,8 @@ async def row_of(
         point,
         reached,
         outcome,
-        tuple(text for text in problems if not text.startswith(LIMIT)),
-        tuple(text for text in problems if text.startswith(LIMIT)),
+        tuple(text for text in problems if not text.startswith(LIBVIRTS_OWN)),
+        tuple(text for text in problems if text.startswith(LIBVIRTS_OWN)),
         time.monotonic() - started,
     )
 

@@ -11,7 +11,7 @@ from tests.daemon.images import import_of
 from tests.daemon.program import Json, request
 from tests.faults.hypervisor import GuestHost
 from tests.faults.scenario import UNKNOWN, Cancelling, JobScenario, differs, ends_well, outcome
-from tests.faults.world import LIMIT
+from tests.faults.world import LIBVIRTS_OWN
 from tests.lab.disk import disk_guest_files
 from tests.lab.domain import kernel_words
 from tests.lab.program import Running
@@ -156,7 +156,7 @@ class Provision(OnGuest):
         if any(size != "0" for size in left):
             problems.append("the guest can still read its configuration")
         elif left:
-            problems.append(f"{LIMIT}: a drive, empty, that it forgot")
+            problems.append(f"{LIBVIRTS_OWN}: a drive, empty, that it forgot")
         return problems
 
     async def again(self) -> list[str]:

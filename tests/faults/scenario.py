@@ -8,7 +8,7 @@ from typing import ClassVar
 from provisiond.errors import Unforeseen
 from tests.daemon.program import Json
 from tests.faults.hypervisor import GuestHost
-from tests.faults.world import LIMIT, Host
+from tests.faults.world import LIBVIRTS_OWN, Host
 
 UNKNOWN = "never accepted"
 
@@ -163,7 +163,7 @@ def ends_well(what: str, job: Json | None) -> list[str]:
     """The problem that a job has not succeeded, if it is one."""
     if job is None or job["failure"] is None:
         return []
-    whose = f"{LIMIT}: " if is_forgotten(job) else ""
+    whose = f"{LIBVIRTS_OWN}: " if is_forgotten(job) else ""
     return [f"{whose}{what}: {job['failure']['message']}"]
 
 

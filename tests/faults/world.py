@@ -17,7 +17,7 @@ from tests.faults.volumes import Place, Volumes
 from tests.lab.embed import qemu_pids
 
 PASSWORD = b"correct horse"  # what `program.request` asks for
-LIMIT = "libvirt's own"
+LIBVIRTS_OWN = "libvirt's own"
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Host:
         ]
         running = sum(domain["state"] != "off" for domain in domains.values())
         extra = len(list(qemu_pids(self.guests.root))) - running
-        return [*left, f"{LIMIT}: {extra} QEMU without a domain"] if extra > 0 else left
+        return [*left, f"{LIBVIRTS_OWN}: {extra} QEMU without a domain"] if extra > 0 else left
 
     async def base_problems(self, name: str) -> list[str]:
         """In what a base is not what its manifest says, or could be changed."""

@@ -693,6 +693,20 @@ async def test_kill_9_at_any_statement_of_the_making_leaves_a_file_that_opens(
         await store.close()
 
 
+async def test_of_too_many_jobs_the_first_to_come_go_though_the_clock_was_set_back(
+    store: Store,
+) -> None:
+    for number in range(1, 21):
+        job = job_of(number, created_at=4e9 if number <= 10 else 10.0 + number)
+        await store.insert(job, "x")
+        await store.save(succeeded(job), [Fact(S.SUCCEEDED, "x")])
+    unfinished = job_of(21, created_at=1.0)
+    await store.insert(unfinished, "x")
+    assert await store.prune(before=0.0, keep=8) == 12
+    assert await kept(store) == [*range(13, 21), 21]
+    assert {int(event.job_id, 16) for event in await store.events_after(0)} == {*range(13, 22)}
+
+
 async def test_what_is_left_of_a_making_that_was_killed_is_made_again(file: Path) -> None:
     """The journal is on the disk and the database half written: what SQLite calls hot."""
     file.parent.mkdir()
