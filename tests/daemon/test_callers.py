@@ -231,6 +231,51 @@ async def test_a_hangup_reads_the_certificates_again_and_wrong_ones_change_nothi
 TLS_FILES = ("tls_certificate", "tls_key", "tls_client_ca")
 
 
+async def test_a_session_of_before_is_not_resumed_with_other_certificates(
+    remote: Daemon, authority: Certificate, tmp_path: Path
+) -> None:
+    own = make_certificate(tmp_path, "master.example.org", by=authority)
+    (tmp_path / "next").mkdir()
+    later = make_authority(tmp_path / "next", "next")
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(own.certificate, own.key)
+
+    def shake_hands(session: ssl.SSLSession | None) -> ssl.SSLSession | None:
+        with (
+            socket.create_connection(("127.0.0.1", port_of(remote)), timeout=SOON) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as peer,
+        ):
+            peer.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert peer.recv(100).startswith(b"HTTP/1.1 200")
+            return peer.session
+
+    session = await asyncio.to_thread(shake_hands, None)
+    path = Path(str(remote.settings["tls_client_ca"]))
+    path.write_bytes(later.certificate.read_bytes())
+    await hang_up(remote, "the certificates are read again")
+    for old in (session, None):
+        with pytest.raises((OSError, AssertionError)):
+            await asyncio.to_thread(shake_hands, old)
+
+
+async def test_connections_that_say_nothing_are_few_and_keep_no_client_out(
+    remote: Daemon, authority: Certificate, tmp_path: Path
+) -> None:
+    own = make_certificate(tmp_path, "master.example.org", by=authority)
+    assert remote.process is not None
+    descriptors = Path(f"/proc/{remote.process.pid}/fd")
+    address = ("127.0.0.1", port_of(remote))
+    silent = [await asyncio.open_connection(*address) for _ in range(300)]
+    async with client(remote, authority, own) as http:
+        assert (await http.get("/healthz")).status_code == 200
+    assert len(list(descriptors.iterdir())) < 150
+    assert await silent[0][0].read() == b""
+    assert await remote.stop() == 0
+    for _, writer in silent:
+        writer.close()
+
+
 async def test_a_plain_name_is_that_of_a_systemd_credential(
     remote: Daemon, authority: Certificate, tmp_path: Path
 ) -> None:
