@@ -22,7 +22,8 @@ api/server.py        HTTP; api/client.py is the other end
 api/callers.py, gate.py    who calls, what that caller may do and how much (limits.py)
 api/serving.py, tls.py     connections; sockets.py, where the API listens
 watchdog.py          do the event loop and all threads go on? systemd is told
-daemon.py            everything put together and served
+daemon.py            everything put together and served; only_one.py, one daemon for each directory;
+                     pruning.py, history that is old
 cli/                 provisionctl, with display.py, tables.py, progress.py, guest_options.py,
                      reach.py (ssh) and doctor.py
 

@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import fcntl
 import gc
 import logging
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,18 +18,13 @@ from provisiond.api.limits import CallLimits, Traffic
 from provisiond.api.replies import JobState
 from provisiond.api.server import create_app
 from provisiond.api.serving import Server
-from provisiond.clock import WallClock, boot_time
 from provisiond.core_dump import forbid_core_dumps
 from provisiond.disk.bases import Bases
 from provisiond.disk.disks import Disks
-from provisiond.disk.folder import make_passable
 from provisiond.disk.vhd import tapdisk_available
 from provisiond.errors import (
-    AlreadyRunning,
     HypervisorUnavailable,
     NoGuestChannel,
-    StateUnusable,
-    StateUnwritable,
 )
 from provisiond.guest.channel import ChannelSignal
 from provisiond.guest.xenstore import XenstoreSignal
@@ -39,6 +32,7 @@ from provisiond.inventory import Inventory
 from provisiond.iso.image import destroy_iso, prepare_folder
 from provisiond.job import Job
 from provisiond.metrics import Metrics
+from provisiond.only_one import only_one
 from provisiond.plan import (
     CHANNEL_NAME,
     bases_folder,
@@ -49,6 +43,7 @@ from provisiond.plan import (
 )
 from provisiond.ports import GuestSignal
 from provisiond.process import MIB
+from provisiond.pruning import prune
 from provisiond.settings import Settings
 from provisiond.sockets import listening, reload_certificates
 from provisiond.store import Store
@@ -63,10 +58,6 @@ from provisiond.xenstore.domains import Domains
 log = logging.getLogger(__name__)
 
 _RECONNECT_SECONDS = 2.0
-_PRUNE_SECONDS = 3600.0
-# Or so many new jobs, if that is sooner: of those that are kept, one in a hundred.
-_PRUNE_JOBS = 100
-_DAY = 86400.0
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
 _ISO_THREADS = 2
@@ -87,7 +78,7 @@ async def serve(settings: Settings) -> None:
     forbid_core_dumps()
     stop = _stop_on_signal()
     traffic = _traffic(settings)
-    with _only_one(settings), listening(settings) as listeners:
+    with only_one(settings), listening(settings) as listeners:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_certificates, listeners)
         uri = _hypervisor_uri(settings)
         prepare_folder(
@@ -136,7 +127,7 @@ async def _answer(
         keeping = [
             tasks.create_task(_keep_connected(tools.hypervisor), name="libvirt"),
             tasks.create_task(_watchdog(tools, supervisor).watch(), name="watchdog"),
-            tasks.create_task(_prune(tools.store, settings), name="prune"),
+            tasks.create_task(prune(tools.store, settings), name="prune"),
             tasks.create_task(_stop_on_damage(tools.store, until), name="damage"),
         ]
         if xen:
@@ -333,69 +324,10 @@ async def _stop_on_damage(store: Store, stop: asyncio.Event) -> None:
     stop.set()
 
 
-async def _prune(store: Store, settings: Settings) -> None:
-    """Remove what is too much and, once the date is reliable, what is old.
-
-    Now, every hour, and whenever many jobs have come.
-    """
-    clock = WallClock(wall=time.time(), boot=boot_time().seconds)
-    many = max(_PRUNE_JOBS, settings.keep_jobs // 100)
-    while True:
-        inserted = store.inserted
-        wall, boot = time.time(), boot_time().seconds
-        before = 0.0
-        if clock.is_reliable(wall=wall, boot=boot):
-            before = wall - settings.keep_days * _DAY
-        try:
-            if removed := await store.prune(before=before, keep=settings.keep_jobs):
-                log.info("%d ended jobs are removed with their history", removed)
-        except StateUnwritable:
-            pass  # it is tried again
-        except StateUnusable as error:  # _stop_on_damage ends the daemon, where that is to be
-            log.error("the history is not pruned: %s", error)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PRUNE_SECONDS):
-                await store.grown_to(inserted + many)
-
-
 def _watchdog(tools: Tools, supervisor: Supervisor) -> Watchdog:
     return Watchdog(
         workers_of(tools), tools.hypervisor.threads, unfinished=lambda: supervisor.unfinished
     )
-
-
-# ---------------------------------------------------------------- one daemon
-@contextmanager
-def _only_one(settings: Settings) -> Iterator[None]:
-    """Hold the directories of state, ISOs and images; the kernel lets go when this process dies."""
-    with contextlib.ExitStack() as stack:
-        for folder in (settings.state_dir, settings.runtime_dir, settings.image_dir):
-            stack.callback(os.close, _lock(folder))
-        yield
-
-
-def _require_writable(folder: Path) -> None:
-    """It may be on a file system that is read-only, or is so for this process alone."""
-    if not os.access(folder, os.W_OK):
-        raise StateUnwritable(
-            f"cannot write in {folder}: it is read-only here",
-            hint=f"Under systemd: systemctl edit provisiond, [Service], ReadWritePaths={folder}",
-        )
-
-
-def _lock(folder: Path) -> int:
-    try:
-        make_passable(folder)
-        _require_writable(folder)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StateUnwritable(f"cannot write in {folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise AlreadyRunning(f"another provisiond uses {folder}") from error
-    return descriptor
 
 
 # ---------------------------------------------------------------- signals

@@ -340,10 +340,14 @@ class Forbidden(ProvisionError):
 
 
 class TooManyRequests(ProvisionError):
-    """The caller asks faster than it may."""
+    """The caller asks faster than it may; it may again in `retry_after` seconds."""
 
     code = "too_many_requests"
     default_hint = "Ask more slowly; Retry-After says when. /v1/events tells what changes."
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Overloaded(ProvisionError):

@@ -58,7 +58,10 @@ class Traffic:
         if len(self._tokens) > _REMEMBERED_CALLERS:
             self._tokens.popitem(last=False)
         if not allowed:
-            raise TooManyRequests(f"{caller}: more than {rate:g} requests a second")
+            raise TooManyRequests(
+                f"{caller}: more than {rate:g} requests a second",
+                retry_after=(1 - tokens) / rate,
+            )
 
     @contextmanager
     def request(self, caller: str) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Errors as replies: application/problem+json (RFC 9457) with code, message and hint."""
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -138,7 +139,10 @@ def _methods_of(request: Request) -> set[str]:
 def problem(error: ProvisionError) -> Response:
     """The reply that an error of ours is answered with."""
     status = _STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
-    return _reply(status, error.code, error.message, error.hint)
+    headers = {}
+    if isinstance(error, TooManyRequests):
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    return _reply(status, error.code, error.message, error.hint, headers=headers)
 
 
 def _reply(
@@ -159,7 +163,7 @@ def _reply(
         fields=list(fields),
     )
     sent = dict(headers or {})
-    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
         sent["Retry-After"] = _RETRY_AFTER_SECONDS
     return JSONResponse(body.model_dump(mode="json"), status, media_type=PROBLEM, headers=sent)
 

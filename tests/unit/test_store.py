@@ -22,9 +22,9 @@ from pydantic import TypeAdapter
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
 from provisiond.clock import BootTime
-from provisiond.daemon import _prune
 from provisiond.errors import Busy, RequestConflict, StateUnusable, StateUnwritable
 from provisiond.job import Event, Failure, Job, Proof, advance
+from provisiond.pruning import prune
 from provisiond.settings import Settings
 from provisiond.store import Fact, Store
 
@@ -298,7 +298,7 @@ async def test_whoever_waits_for_growth_hears_of_it_and_of_nothing_less(store: S
 
 async def test_the_daemon_prunes_when_many_jobs_have_come(store: Store) -> None:
     settings = Settings().model_copy(update={"keep_jobs": 10})
-    pruning = asyncio.create_task(_prune(store, settings))
+    pruning = asyncio.create_task(prune(store, settings))
     await add_ended(store, range(1, 301), domains=300)
     async with asyncio.timeout(20):
         while len(await kept(store)) > 10 + 100:  # so many more may come before it is done again
@@ -313,7 +313,7 @@ async def test_pruning_that_meets_a_lost_file_leaves_the_end_to_who_waits_for_da
 ) -> None:
     for file in tmp_path.rglob("*.sqlite"):
         file.unlink()
-    pruning = asyncio.create_task(_prune(store, Settings()))
+    pruning = asyncio.create_task(prune(store, Settings()))
     async with asyncio.timeout(SOON):
         await store.damaged()
         await asyncio.sleep(0)
