@@ -4,6 +4,7 @@ Nothing is decided here. Every error is application/problem+json (RFC 9457) with
 hint.
 """
 
+import asyncio
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -91,6 +92,10 @@ def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
         HTTPStatus.OK.value: {"model": JobView, "description": "The job of that request_id."}
     }
 
+    # A thousand jobs keep the state file and the event loop busy for a while: one list at a time,
+    # so that whoever asks for something small comes in between.
+    listing = asyncio.Lock()
+
     @app.post(
         "/v1/jobs",
         status_code=HTTPStatus.ACCEPTED,
@@ -110,7 +115,8 @@ def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
     @app.get("/v1/jobs", tags=["jobs"], responses=documented(_UNPROCESSABLE))
     async def list_jobs(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> JobList:
         """The newest jobs, newest first."""
-        return JobList(jobs=[view_job(job) for job in await store.newest(limit)])
+        async with listing:
+            return JobList(jobs=[view_job(job) for job in await store.newest(limit)])
 
     @app.get("/v1/jobs/{job_id}", tags=["jobs"], responses=documented(_NOT_FOUND))
     async def show(job_id: str) -> JobView:
