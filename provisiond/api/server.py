@@ -1,5 +1,6 @@
 """The HTTP API: validate, call the supervisor, map results to replies. Nothing is decided here."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -84,6 +85,10 @@ def create_app(
 
 # ---------------------------------------------------------------- jobs
 def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
+    # A thousand jobs keep the state file and the event loop busy for a while: one list at a time,
+    # so that whoever asks for something small comes in between.
+    listing = asyncio.Lock()
+
     @app.post(
         "/v1/jobs",
         status_code=HTTPStatus.ACCEPTED,
@@ -103,7 +108,8 @@ def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
     @app.get("/v1/jobs", tags=["jobs"], responses=documented(_UNPROCESSABLE))
     async def list_jobs(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> JobList:
         """The newest jobs, newest first."""
-        return JobList(jobs=[view_job(job) for job in await store.newest(limit)])
+        async with listing:
+            return JobList(jobs=[view_job(job) for job in await store.newest(limit)])
 
     @app.get("/v1/jobs/{job_id}", tags=["jobs"], responses=documented(_NOT_FOUND))
     async def show(job_id: str) -> JobView:

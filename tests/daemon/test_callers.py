@@ -6,13 +6,14 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
 from provisiond.sockets import _listen_to
+from provisiond.store import Fact, Store
 from tests.daemon.certificates import (
     Certificate,
     make_authority,
@@ -21,6 +22,7 @@ from tests.daemon.certificates import (
     tls_settings,
 )
 from tests.daemon.program import Daemon, request
+from tests.unit.test_store import failed, job_of
 
 SOON = 20  # seconds; far more than any of this takes
 USER = 54003  # an id that nobody has
@@ -243,7 +245,7 @@ async def test_a_session_of_before_is_not_resumed_with_other_certificates(
 
     def shake_hands(session: ssl.SSLSession | None) -> ssl.SSLSession | None:
         with (
-            socket.create_connection(("127.0.0.1", port_of(remote)), timeout=SOON) as plain,
+            socket.create_connection(("127.0.0.1", tls_port(remote)), timeout=SOON) as plain,
             context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as peer,
         ):
             peer.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -265,7 +267,7 @@ async def test_connections_that_say_nothing_are_few_and_keep_no_client_out(
     own = make_certificate(tmp_path, "master.example.org", by=authority)
     assert remote.process is not None
     descriptors = Path(f"/proc/{remote.process.pid}/fd")
-    address = ("127.0.0.1", port_of(remote))
+    address = ("127.0.0.1", tls_port(remote))
     silent = [await asyncio.open_connection(*address) for _ in range(300)]
     async with client(remote, authority, own) as http:
         assert (await http.get("/healthz")).status_code == 200
@@ -413,6 +415,37 @@ for kind in sys.argv[2:]:
     lines = [line for line in idle_daemon.said().splitlines() if "INFO provisiond " not in line]
     assert len(lines) < 40, lines
     assert (await idle_daemon.get("/healthz")).status_code == 200
+
+
+async def test_long_lists_keep_nobody_from_what_is_short(idle_daemon: Daemon) -> None:
+    store = Store(idle_daemon.state_file)
+    await store.open()
+    for number in range(1, 1001):
+        await store.insert(job_of(number), "accepted")
+        ended = failed(job_of(number))
+        await store.save(ended, [Fact(ended.state, "ended")])
+    await store.close()
+    await idle_daemon.start()
+    ask = b"GET /v1/jobs?limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async def list_again_and_again() -> None:
+        reader, writer = await asyncio.open_unix_connection(idle_daemon.socket)
+        with closing(writer):
+            while True:
+                writer.write(ask)
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                await reader.readexactly(int(head.lower().partition(b"length: ")[2].split()[0]))
+
+    lists = [asyncio.create_task(list_again_and_again()) for _ in range(90)]
+    await asyncio.sleep(1)
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            assert (await idle_daemon.get("/v1/bases")).status_code == 200
+    assert not any(task.done() for task in lists)
+    for task in lists:
+        task.cancel()
+    await asyncio.wait(lists)
 
 
 async def test_a_caller_has_so_many_connections_and_requests_and_no_more(
