@@ -77,6 +77,7 @@ async def serve(settings: Settings) -> None:
     """
     forbid_core_dumps()
     stop = _stop_on_signal()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are certificates to read again
     traffic = _traffic(settings)
     with only_one(settings), listening(settings) as listeners:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_certificates, listeners)

@@ -61,7 +61,11 @@ def reload_certificates(listeners: Sequence[Listener]) -> None:
 
 def _local_roles(settings: Settings, listener: socket.socket) -> LocalRoles:
     """The members of the socket's own group may do everything."""
-    operators = Path(listener.getsockname()).stat().st_gid
+    path = Path(listener.getsockname())
+    try:
+        operators = path.stat().st_gid
+    except OSError as error:
+        raise SettingsError(f"socket: {path}: {error.strerror}") from error
     if settings.viewer_group is None:
         return LocalRoles(operators)
     try:

@@ -33,7 +33,7 @@ class Gate:
 
     async def __call__(self, scope: Any, receive: _Receive, send: _Send) -> None:
         caller: Caller = scope["state"]["caller"]
-        record = _Record(caller, scope["method"], scope["path"])
+        record = _Record(caller, scope)
 
         async def recorded(message: _Message) -> None:
             if message["type"] == "http.response.start":
@@ -66,13 +66,14 @@ class Gate:
 class _Record:
     """What is recorded of one request."""
 
-    def __init__(self, caller: Caller, method: str, path: str) -> None:
-        self.method = method
+    def __init__(self, caller: Caller, scope: _Message) -> None:
+        self.method: str = scope["method"]
         self.is_wanted = True
         self._caller = caller
-        self._path = path
+        # As it was sent: a blank that is escaped there stays so in the line.
+        self._path = scope["raw_path"].decode("ascii")
         self._status = 500  # where no response begins
-        self._job = _job_in(path)
+        self._job = _job_in(scope["path"])
 
     def hear(self, start: _Message) -> None:
         self._status = start["status"]
@@ -86,14 +87,13 @@ class _Record:
             return
         if not self.is_wanted:
             return
-        path = self._path if self._path.isprintable() else ascii(self._path)
         audit.info(
             "%s (%s; %s) %s %s: %d%s",
             self._caller.name,
             self._caller.role,
             self._caller.detail,
             self.method,
-            path,
+            self._path,
             self._status,
             f", job {self._job}" if self._job else "",
             extra={"CALLER": self._caller.name, "STATUS_CODE": str(self._status)}

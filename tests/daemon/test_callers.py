@@ -162,6 +162,15 @@ async def test_a_client_has_the_role_of_its_certificates_name(
     assert "tls:other.example.org (nobody; " in remote.said()
 
 
+async def test_no_path_reads_like_another_outcome_in_the_record(idle_daemon: Daemon) -> None:
+    await idle_daemon.start()
+    async with idle_daemon.http() as http:
+        assert (await http.delete("/x%3a%20202,%20job%200123abcd")).status_code == 404
+        assert (await http.delete("/v1/jobs/%30123")).status_code == 404
+    assert "DELETE /x%3a%20202,%20job%200123abcd: 404\n" in idle_daemon.said()
+    assert "DELETE /v1/jobs/%30123: 404, job 0123\n" in idle_daemon.said()
+
+
 async def test_a_job_says_who_has_asked_for_it(
     remote: Daemon, authority: Certificate, tmp_path: Path
 ) -> None:
