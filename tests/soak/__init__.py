@@ -3,6 +3,7 @@
 Read it in this order:
 
 latency.py           what guests' neighbours wait, with and without a flood, in turns
+neighbours.py        processes that flood, and neighbours whose words are timed
 channel_flood.py     virtio channels: their other ends, played by processes
 xenstore_flood.py    a real xenstored whose guests write as fast as they can
 daemon_flood.py      real guests that flood their channels, and the users of the daemon's API

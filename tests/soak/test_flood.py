@@ -6,7 +6,8 @@ The bounds are of counts in the time that has passed, so a slow machine keeps th
 from pathlib import Path
 from time import monotonic
 
-from tests.soak.channel_flood import NEIGHBOURS, channel_flood
+from tests.soak.channel_flood import channel_flood
+from tests.soak.neighbours import NEIGHBOURS
 from tests.soak.xenstore_flood import xenstore_flood
 from tests.xenstore.daemon import Xenstored
 

@@ -1,7 +1,6 @@
 """Guests that flood a real xenstored, and neighbours that write their verdict there.
 
-The guests are in processes of their own, each with its own connection; what hears them is here, as
-it is in the daemon.
+The guests are in processes of their own, each with its own connection.
 """
 
 import asyncio
@@ -9,17 +8,16 @@ import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
-from time import monotonic
 from typing import ClassVar
 
 from provisiond.guest.xenstore import XenstoreSignal
 from provisiond.xenstore.client import Health
 from provisiond.xenstore.domains import Domains
 from tests.contract.guest_ends import NONCE
-from tests.soak.channel_flood import NEIGHBOURS, PAUSE, SPAWN, Gate, waited, word
-from tests.soak.latency import Scene
+from tests.soak.neighbours import NEIGHBOURS, FloodedScene, Gate, speak
 from tests.xenstore.connect import Counted, connected
 from tests.xenstore.daemon import XenDomain, Xenstored
 from tests.xenstore.wire import Connection
@@ -69,24 +67,23 @@ FLOODS: Sequence[Flood] = (
 )
 
 
-class XenstoreFlood(Scene):
+class XenstoreFlood(FloodedScene[XenstoreSignal]):
     """Each flood `times` over, and neighbours."""
 
     name: ClassVar[str] = "xenstore"
 
     def __init__(self, store: Xenstored, *, times: int) -> None:
         floods = list(itertools.chain.from_iterable([FLOODS] * times))
+        super().__init__(floods=len(floods))
         count = len(floods) + NEIGHBOURS
         domains = store.introduce_all({5 + n: str(uuid.uuid4()) for n in range(count)})
         self.hostile = domains[: len(floods)]
         self._good = domains[len(floods) :]
-        self._gate = Gate(len(floods))
-        self._asking, theirs = SPAWN.Pipe()
-        speaking = ([domain.socket for domain in self._good], theirs, self._gate)
-        self._processes = [SPAWN.Process(target=_speak, args=speaking, daemon=True)]
+        self._in_a_process(
+            _speak, [domain.socket for domain in self._good], self._asked, self._gate
+        )
         for number, (domain, flood) in enumerate(zip(self.hostile, floods, strict=True)):
-            args = (domain.socket, flood, self._gate, number)
-            self._processes.append(SPAWN.Process(target=_flood, args=args, daemon=True))
+            self._in_a_process(_flood, domain.socket, flood, self._gate, number)
 
     @asynccontextmanager
     async def heard(self, xenstore: Counted, domains: Domains) -> AsyncIterator[None]:
@@ -95,9 +92,7 @@ class XenstoreFlood(Scene):
         signals = [self._signal(domain, NONCE) for domain in self.hostile]
         tasks: list[asyncio.Task[object]] = []
         try:
-            for process in self._processes:
-                process.start()
-            await asyncio.to_thread(self._gate.ready.wait)
+            await self._start_processes()
             for signal in signals:
                 await signal.listen()
             tasks = [asyncio.create_task(signal.verdict()) for signal in signals]
@@ -109,12 +104,7 @@ class XenstoreFlood(Scene):
             await asyncio.gather(*tasks, return_exceptions=True)
             for signal in signals:
                 await signal.close()
-            for process in self._processes:
-                process.kill()
-                process.join()
-
-    async def flood(self, *, on: bool) -> None:
-        self._gate.turn(on=on)
+            self._end_processes()
 
     @property
     def done(self) -> int:
@@ -130,22 +120,11 @@ class XenstoreFlood(Scene):
         """How often each hostile guest's verdict was read."""
         return [self.xenstore.reads[f"{domain.home}/{VERDICT}"] for domain in self.hostile]
 
-    async def neighbours(self, seconds: float) -> list[float]:
-        end = monotonic() + seconds
-        waits = await asyncio.gather(*(self._work(n, end) for n in range(NEIGHBOURS)))
-        return list(itertools.chain.from_iterable(waits))
+    def _signal_of(self, neighbour: int, nonce: str) -> XenstoreSignal:
+        return self._signal(self._good[neighbour], nonce)
 
-    async def _work(self, number: int, end: float) -> list[float]:
-        waits = []
-        while monotonic() < end:
-            nonce = uuid.uuid4().hex
-            signal = self._signal(self._good[number], nonce)
-            await signal.listen()
-            self._asking.send((number, nonce))
-            waits.append(waited(await signal.verdict()))
-            await signal.end()
-            await asyncio.sleep(PAUSE)
-        return waits
+    async def _forget(self, signal: XenstoreSignal) -> None:
+        await signal.end()
 
     def _signal(self, domain: XenDomain, nonce: str) -> XenstoreSignal:
         return XenstoreSignal(
@@ -177,11 +156,11 @@ async def xenstore_flood(store: Xenstored, *, times: int = 2) -> AsyncIterator[X
 def _speak(sockets: Sequence[Path], orders: Pipe, gate: Gate) -> None:
     """The neighbours: each writes its verdict when it is asked to."""
     guests = [Connection(path) for path in sockets]
-    gate.ready.wait()
-    with suppress(EOFError):
-        while True:
-            number, nonce = orders.recv()
-            guests[number].write(VERDICT, word(nonce).encode())
+    speak([partial(_write_verdict, guest) for guest in guests], orders, gate)
+
+
+def _write_verdict(guest: Connection, said: str) -> None:
+    guest.write(VERDICT, said.encode())
 
 
 def _flood(path: Path, act: Flood, gate: Gate, number: int) -> None:
