@@ -8,6 +8,9 @@ from pathlib import Path
 
 from tests.lab.packages import cache_directory
 
+GCC = ("gcc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2", "-fPIC", "-shared")
+"""How every library of the tests is compiled."""
+
 
 def library(source: Path) -> Path:
     """Built once for each content, kept in the cache."""
@@ -18,20 +21,7 @@ def library(source: Path) -> Path:
         descriptor, part = tempfile.mkstemp(prefix=f".{source.stem}-", dir=built.parent)
         os.close(descriptor)
         subprocess.run(
-            [
-                "gcc",
-                "-std=gnu11",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-O2",
-                "-fPIC",
-                "-shared",
-                "-fvisibility=hidden",
-                *("-o", part),
-                source,
-                "-ldl",
-            ],
+            [*GCC, "-fvisibility=hidden", *("-o", part), source, "-ldl"],
             check=True,
         )
         Path(part).rename(built)
