@@ -72,14 +72,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no daemon and no guest is left then
     hypervisor = beside if wanted.libvirtd else embedded
     started = time.monotonic()
-    rows = []
-    for fault in wanted.fault or FAULTS:
-        if wanted.libvirtd and fault == "power-cut":
-            continue  # that libvirtd has no disk: all of its own is on tmpfs
-        for name in wanted.only or SCENARIOS:
-            choice = partial(choose, limit=None if wanted.all else wanted.limit, match=wanted.match)
-            rows += asyncio.run(_campaign(SCENARIOS[name], FAULTS[fault], hypervisor, choice))
-    print_table(rows)
+    choice = partial(choose, limit=None if wanted.all else wanted.limit, match=wanted.match)
+    rows: list[Row] = []
+    try:
+        for fault in wanted.fault or FAULTS:
+            if wanted.libvirtd and fault == "power-cut":
+                continue  # that libvirtd has no disk: all of its own is on tmpfs
+            for name in wanted.only or SCENARIOS:
+                asyncio.run(_campaign(SCENARIOS[name], FAULTS[fault], hypervisor, choice, rows))
+    finally:  # what was found is told whatever happens
+        print_table(rows)
     wrong = sum(bool(row.problems) for row in rows)
     missed = sum(not row.reached for row in rows)
     limits = sum(bool(row.limits) for row in rows)
@@ -95,22 +97,24 @@ async def _campaign(
     fault: Fault,
     hypervisor: Callable[[], AbstractContextManager[GuestHost]],
     choice: Callable[[Sequence[Point]], list[Point]],
-) -> list[Row]:
-    rows: list[Row] = []
+    rows: list[Row],
+) -> None:
+    """Do it at every point that is chosen, and add a row for each."""
+    done = 0
     points: list[Point] | None = None
-    while points is None or len(rows) < len(points):
+    while points is None or done < len(points):
         async with scene(kind, hypervisor, on_volumes=fault.on_volumes) as scenario:
             if points is None:
                 points = choice(list(fault.points(await record(scenario))))
-            for point in points[len(rows) :]:
+            for point in points[done:]:
                 row = await fault.at(scenario, point)
                 rows.append(row)
-                print(f"{kind.name} {len(rows)}/{len(points)}: {line_of(row)}", flush=True)
+                done += 1
+                print(f"{kind.name} {done}/{len(points)}: {line_of(row)}", flush=True)
                 if row.problems:
                     print(scenario.host.daemon.said()[-LOG_TAIL:], flush=True)
                 if row.problems or row.limits:
                     break  # the next one begins with a world that is whole
-    return rows
 
 
 def choose(points: Sequence[Point], *, limit: int | None = None, match: str = "") -> list[Point]:
