@@ -82,3 +82,19 @@ async def test_provisiond_is_killed_while_the_disk_is_being_attached(
     job = await service.wait_for(job["id"], "SUCCEEDED")
     assert states(job) == STORY
     assert_nothing_is_left(job)
+
+
+async def test_an_attach_that_libxl_gives_up_half_way_leaves_nothing(
+    service: Service, guests: Guests
+) -> None:
+    """libvirt then knows of no disk, but both of its ends are there."""
+    guest = guests.start("givenup1")
+    with host.no_disk_gets_on():
+        job = await service.submit(wanted(guest))
+        await service.wait_for(job["id"], "UNDOING")
+        assert f"{job['id']}.iso" in host.back_ends()
+        assert f"{job['id']}.iso" not in host.live_xml(guest)
+    job = await service.wait_for(job["id"], "FAILED")
+    assert job["failure"]["code"] == "hypervisor_failed"
+    assert_nothing_is_left(job)
+    assert host.frontend_state(guests.look(guest), "xvdp") is None
