@@ -3,6 +3,8 @@
 xenstored is left alone: on a live host it cannot be started again.
 """
 
+import asyncio
+
 from tests.daemon.program import STORY
 from tests.lab.domain import Guest
 from tests.xen.dom0 import host
@@ -91,8 +93,10 @@ async def test_an_attach_that_libxl_gives_up_half_way_leaves_nothing(
     guest = guests.start("givenup1")
     with host.no_disk_gets_on():
         job = await service.submit(wanted(guest))
+        await service.wait_for(job["id"], "ISO_WRITTEN")
+        while f"{job['id']}.iso" not in host.back_ends():  # noqa: ASYNC110 - libxl tells nobody
+            await asyncio.sleep(0.1)
         await service.wait_for(job["id"], "UNDOING")
-        assert f"{job['id']}.iso" in host.back_ends()
         assert f"{job['id']}.iso" not in host.live_xml(guest)
     job = await service.wait_for(job["id"], "FAILED")
     assert job["failure"]["code"] == "hypervisor_failed"
