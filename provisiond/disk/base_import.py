@@ -121,7 +121,7 @@ async def write_image(
     wanted = await qemu_img.measure(
         source.path, disk_format=order.source_format, to_format=order.format
     )
-    await threads.call(folder.begin, order.plan.image)  # half a copy, of before a stop, takes room
+    await threads.call(folder.remove, part)  # half a copy, of before a stop, takes room
     await threads.call(folder.require_room, part.parent, wanted + _OVERHEAD, reserve=reserve)
     checked = await write_copy(
         order.plan.image,
