@@ -7,12 +7,20 @@ from pathlib import Path
 
 from provisiond import __version__
 from provisiond.daemon import serve, set_up_logging
-from provisiond.errors import ProvisionError
+from provisiond.errors import ProvisionError, StateUnusable
 from provisiond.settings import DEFAULT_CONFIG, read_settings
+
+_FAILED = 1
+# EX_CONFIG of sysexits(3): starting it again changes nothing (RestartPreventExitStatus= in the
+# unit). What a setting names, such as an address, may be there at a later start.
+_NEEDS_SOMEBODY = 78
 
 
 def main() -> None:
-    """The command `provisiond`; ends with 1 and a reason on stderr where it cannot start."""
+    """The command `provisiond`; ends with 1 and a reason on stderr where it cannot start.
+
+    With 78 where no later start can go better before somebody has mended the state file.
+    """
     parser = argparse.ArgumentParser(
         prog="provisiond", description="The daemon that turns a golden image into a guest."
     )
@@ -28,7 +36,8 @@ def main() -> None:
         set_up_logging(settings.log_level)
         asyncio.run(serve(settings))
     except ProvisionError as error:
-        sys.exit(f"provisiond: {error.code}: {error.message}\n{error.hint}")
+        sys.stderr.write(f"provisiond: {error.code}: {error.message}\n{error.hint}\n")
+        sys.exit(_NEEDS_SOMEBODY if isinstance(error, StateUnusable) else _FAILED)
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ async def refuse_claimed(store: Store, disk: str) -> None:
 def _refuse_stopped(domain: Domain) -> None:
     if domain.domid is None:
         raise DomainNotRunning(f"{domain.name}: the domain is {domain.state}")
-    if domain.state == "paused":
+    if domain.is_paused:
         hint = "Resume it, then ask again: a paused guest cannot answer."
         raise DomainNotRunning(f"{domain.name}: the domain is paused", hint=hint)
 

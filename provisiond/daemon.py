@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import fcntl
+import gc
 import logging
 import os
-import resource
 import signal
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,15 +18,13 @@ from provisiond.api.limits import CallLimits, Traffic
 from provisiond.api.replies import JobState
 from provisiond.api.server import create_app
 from provisiond.api.serving import Server
+from provisiond.core_dump import forbid_core_dumps
 from provisiond.disk.bases import Bases
 from provisiond.disk.disks import Disks
-from provisiond.disk.folder import make_passable
 from provisiond.disk.vhd import tapdisk_available
 from provisiond.errors import (
-    AlreadyRunning,
     HypervisorUnavailable,
     NoGuestChannel,
-    StateUnwritable,
 )
 from provisiond.guest.channel import ChannelSignal
 from provisiond.guest.xenstore import XenstoreSignal
@@ -36,6 +32,7 @@ from provisiond.inventory import Inventory
 from provisiond.iso.image import destroy_iso, prepare_folder
 from provisiond.job import Job
 from provisiond.metrics import Metrics
+from provisiond.only_one import only_one
 from provisiond.plan import (
     CHANNEL_NAME,
     bases_folder,
@@ -46,6 +43,7 @@ from provisiond.plan import (
 )
 from provisiond.ports import GuestSignal
 from provisiond.process import MIB
+from provisiond.pruning import prune
 from provisiond.settings import Settings
 from provisiond.sockets import listening, reload_certificates
 from provisiond.store import Store
@@ -53,15 +51,13 @@ from provisiond.story import Limits, Tools
 from provisiond.supervisor import Supervisor
 from provisiond.threads import Threads
 from provisiond.virt.libvirt import Hypervisor
+from provisiond.watchdog import Watchdog, workers_of
 from provisiond.xenstore.client import Xenstore, find_xenstore
 from provisiond.xenstore.domains import Domains
 
 log = logging.getLogger(__name__)
 
 _RECONNECT_SECONDS = 2.0
-_STATUS_SECONDS = 10.0
-_PRUNE_SECONDS = 3600.0
-_DAY = 86400.0
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
 _ISO_THREADS = 2
@@ -76,12 +72,14 @@ _REBOOT_SECONDS = 60.0
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; every job that has not ended is left to be resumed.
 
-    Raises SettingsError, AlreadyRunning, StateUnusable or StateUnwritable where it cannot start.
+    Raises SettingsError, AlreadyRunning, StateUnusable or StateUnwritable where it cannot start,
+    and StateUnusable where the state file is damaged while it runs.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a secret is in this process's memory
+    forbid_core_dumps()
     stop = _stop_on_signal()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are certificates to read again
     traffic = _traffic(settings)
-    with _only_one(settings), listening(settings) as listeners:
+    with only_one(settings), listening(settings) as listeners:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_certificates, listeners)
         uri = _hypervisor_uri(settings)
         prepare_folder(
@@ -111,6 +109,8 @@ async def serve(settings: Settings) -> None:
             async with supervisor.running():
                 server = Server(app, listeners, traffic)
                 await _answer(server, supervisor, tools, xen, settings, until=stop)
+            if tools.store.damage is not None:
+                raise tools.store.damage
 
 
 async def _answer(
@@ -127,14 +127,16 @@ async def _answer(
         serving = tasks.create_task(server.serve(), name="http")
         keeping = [
             tasks.create_task(_keep_connected(tools.hypervisor), name="libvirt"),
-            tasks.create_task(_tell_systemd(supervisor), name="systemd"),
-            tasks.create_task(_prune(tools.store, settings), name="prune"),
+            tasks.create_task(_watchdog(tools, supervisor).watch(), name="watchdog"),
+            tasks.create_task(prune(tools.store, settings), name="prune"),
+            tasks.create_task(_stop_on_damage(tools.store, until), name="damage"),
         ]
         if xen:
             keeping += [
                 tasks.create_task(xen.xenstore.stay_connected(), name="xenstore"),
                 tasks.create_task(xen.domains.follow(), name="domains"),
             ]
+        _collect_often()
         systemd.notify("READY=1")
         for address in server.addresses:
             log.info("provisiond %s serves on %s", __version__, address)
@@ -146,6 +148,17 @@ async def _answer(
         await serving
         for task in keeping:
             task.cancel()
+
+
+def _collect_often() -> None:
+    """Have connections that were cut off collected soon.
+
+    asyncio's TLS connections are cycles of few objects, with a buffer of 256 KiB each; Python looks
+    for such among old objects only when they have become a quarter more. All that is there at the
+    start stays for good: not counted among them, it need not be looked at either.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _traffic(settings: Settings) -> Traffic:
@@ -162,6 +175,8 @@ def _traffic(settings: Settings) -> Traffic:
 def set_up_logging(level: str) -> None:
     """Log to the journal or to stderr; libraries only from warnings on."""
     logging.basicConfig(level=logging.WARNING, handlers=[systemd.log_handler()], force=True)
+    # It warns of whatever a stranger sends that is no request, each time.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("provisiond").setLevel(level.upper())
     # Who changed what is recorded whatever else is.
     logging.getLogger("provisiond.audit").setLevel(logging.INFO)
@@ -304,47 +319,16 @@ async def _keep_connected(hypervisor: Hypervisor) -> None:
                 await hypervisor.connect()
 
 
-async def _prune(store: Store, settings: Settings) -> None:
-    """Remove what is old, now and every hour."""
-    while True:
-        before = time.time() - settings.keep_days * _DAY
-        with contextlib.suppress(StateUnwritable):  # it is tried again
-            if removed := await store.prune(before=before, keep=settings.keep_jobs):
-                log.info("%d ended jobs are removed with their history", removed)
-        await asyncio.sleep(_PRUNE_SECONDS)
+async def _stop_on_damage(store: Store, stop: asyncio.Event) -> None:
+    """No fact can be stored any more, so nothing may be done."""
+    await store.damaged()
+    stop.set()
 
 
-async def _tell_systemd(supervisor: Supervisor) -> None:
-    """STATUS now and then, and WATCHDOG twice in each of systemd's intervals."""
-    watchdog = systemd.watchdog_seconds()
-    while True:
-        alive = [] if watchdog is None else ["WATCHDOG=1"]
-        systemd.notify(f"STATUS={supervisor.unfinished} unfinished jobs", *alive)
-        await asyncio.sleep(min(_STATUS_SECONDS, (watchdog or _STATUS_SECONDS) / 2))
-
-
-# ---------------------------------------------------------------- one daemon
-@contextmanager
-def _only_one(settings: Settings) -> Iterator[None]:
-    """Hold the directories of state, ISOs and images; the kernel lets go when this process dies."""
-    with contextlib.ExitStack() as stack:
-        for folder in (settings.state_dir, settings.runtime_dir, settings.image_dir):
-            stack.callback(os.close, _lock(folder))
-        yield
-
-
-def _lock(folder: Path) -> int:
-    try:
-        make_passable(folder)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StateUnwritable(f"cannot write in {folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise AlreadyRunning(f"another provisiond uses {folder}") from error
-    return descriptor
+def _watchdog(tools: Tools, supervisor: Supervisor) -> Watchdog:
+    return Watchdog(
+        workers_of(tools), tools.hypervisor.threads, unfinished=lambda: supervisor.unfinished
+    )
 
 
 # ---------------------------------------------------------------- signals

@@ -27,6 +27,8 @@ from provisiond.story import Story, Tools
 _SERIAL_LENGTH = 20  # of a virtio disk's serial number (virtio 1.2, 5.2.6), in bytes
 _PART_OF_NAME = 50  # characters of a domain's name in its disks' names
 
+_LOOK_AT_ITS_USERS = "Look into the guest: is it up, and does it use the disk? Then ask again."
+
 
 class AttachingDisk(Story):
     """A data disk for a domain: a new one, or one that exists."""
@@ -149,7 +151,7 @@ class DetachingDisk(Story):
     async def _go_forward(self) -> None:
         limit = self._tools.limits.detach
         try:
-            async with self._phase("detaching the disk", limit, hint=self._late_hint):
+            async with self._phase("detaching the disk", limit, hint=_LOOK_AT_ITS_USERS):
                 await self._patiently(
                     self._tools.hypervisor.detach_data_disk,
                     self._uuid,
@@ -164,9 +166,8 @@ class DetachingDisk(Story):
         detail = f"{self._path.name} detached: nothing has it any more"
         await self._save(JobState.DISK_DETACHED, detail, proof=_proof())
 
-    @property
-    def _late_hint(self) -> str | None:
-        return "Look into the guest: is it up, and does it use the disk? Then ask again."
+    async def _late_hint(self) -> str | None:
+        return _LOOK_AT_ITS_USERS
 
     async def _prove(self) -> None:
         await self._tools.hypervisor.prove_detached(

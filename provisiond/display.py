@@ -14,6 +14,7 @@ from rich.text import Text
 from provisiond.api.replies import ErrorReply, EventView, FailureView, JobState, JobView
 from provisiond.api.requests import JobKind
 from provisiond.doctor import Check, Level
+from provisiond.terminal import printable
 
 SHORT_ID = 8  # digits of a job's id that a person is shown in a table
 _COLOURS = {JobState.SUCCEEDED: "green", JobState.FAILED: "red", JobState.UNDOING: "yellow"}
@@ -37,11 +38,6 @@ class _Console(Console):
 def new_console(*, stderr: bool = False) -> Console:
     """A console that takes every text as it is."""
     return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-
-
-def printable(text: str) -> str:
-    """`text` without anything that a terminal could obey."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def say(console: Console, text: str, style: str = "") -> None:

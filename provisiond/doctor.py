@@ -81,6 +81,8 @@ async def examine(
     address = address or settings.socket
     health = await asyncio.to_thread(_ask_health, address)
     yield check_daemon(address, health)
+    if isinstance(health, HealthView):
+        yield check_state(health)
     yield check_socket(address)
     if settings.socket_group is not None:
         yield check_group(settings.socket_group)
@@ -126,6 +128,14 @@ def _takes_connections(address: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_ANSWER_SECONDS)
         return probe.connect_ex(str(address)) == 0
+
+
+def check_state(health: HealthView) -> Check:
+    """Can the daemon store facts?"""
+    if health.state_trouble is not None:
+        todo = "Make room, or mend the disk; no request is taken and no job ends before that."
+        return Check("state file", Level.FAIL, health.state_trouble, todo)
+    return Check("state file", Level.OK, "provisiond can write it")
 
 
 def check_socket(address: Path) -> Check:
@@ -250,7 +260,7 @@ def check_templates(folder: Path) -> Check:
         todo = f"To create guests: virt-install --print-xml … > {folder}/{DEFAULT_TEMPLATE}.xml"
         return Check("templates", Level.WARN, error.message, todo)
     except ValueError as error:
-        found = f"{folder}/{DEFAULT_TEMPLATE}.xml is no domain: {error}"
+        found = f"{folder}/{DEFAULT_TEMPLATE}.xml: {error}"
         return Check("templates", Level.WARN, found, TemplateUnusable.default_hint)
     found = f"{folder}/{DEFAULT_TEMPLATE}.xml makes guests of type {made_of.kind}"
     return Check("templates", Level.OK, found)

@@ -31,7 +31,9 @@ class StateUnusable(ProvisionError):
     """The state file is corrupt, foreign or from a newer provisiond; it is never overwritten."""
 
     code = "state_unusable"
-    default_hint = "Move it away to start empty, or put back a copy that is whole."
+    default_hint = (
+        "Move it and its -wal away; put back a copy that is whole, or none to start empty."
+    )
 
 
 class StateUnwritable(ProvisionError):
@@ -338,10 +340,14 @@ class Forbidden(ProvisionError):
 
 
 class TooManyRequests(ProvisionError):
-    """The caller asks faster than it may."""
+    """The caller asks faster than it may; it may again in `retry_after` seconds."""
 
     code = "too_many_requests"
     default_hint = "Ask more slowly; Retry-After says when. /v1/events tells what changes."
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Overloaded(ProvisionError):

@@ -11,6 +11,7 @@ from typing import Any
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
+from provisiond.clock import BootTime
 from provisiond.errors import GuestFailed, ProvisionError
 
 _S = JobState
@@ -107,6 +108,7 @@ class Job:
     job may work on it ("domain web1", "base debian12"). `disk` is the file of the disk that it has
     made, has attached or takes away, `disk_name` that disk's name from the start: no two unfinished
     jobs have one. `removes` are the names of the disks that go with a domain which is destroyed.
+    `deadline_boot` is the deadline by a clock that nobody can set.
     """
 
     id: str
@@ -120,6 +122,7 @@ class Job:
     created_at: float
     updated_at: float
     deadline_at: float
+    deadline_boot: BootTime | None = None
     requested_by: str = ""
     state: JobState = JobState.ACCEPTED
     cancel_requested: bool = False
@@ -139,6 +142,13 @@ class Job:
             return state in (_S.UNDOING, self.state)
         way = list(TRANSITIONS[self.kind])
         return state in way and way.index(self.state) >= way.index(state)
+
+    def seconds_left(self, *, wall: float, boot: BootTime) -> float:
+        """Until the deadline. A wall clock that was set changes nothing before the host's next
+        boot; after that it has to be believed, but never gives more than the job had at first."""
+        if self.deadline_boot is not None and self.deadline_boot.boot_id == boot.boot_id:
+            return self.deadline_boot.seconds - boot.seconds
+        return min(self.deadline_at - wall, self.deadline_at - self.created_at)
 
     @property
     def may_fail(self) -> bool:

@@ -1,6 +1,15 @@
 """What the operator's Prometheus reads. prometheus_client has one importer: this module."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import asyncio
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from provisiond.job import Job
 
@@ -10,7 +19,7 @@ _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 18
 
 
 class Metrics:
-    """Counters and times of all jobs since the daemon's start."""
+    """Counters and times of all jobs since the daemon's start, and what its process has."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -41,6 +50,12 @@ class Metrics:
             "1 while libvirt can be reached.",
             registry=self._registry,
         )
+        self._tasks = Gauge(
+            "provisiond_tasks",
+            "Things that are at work at once: jobs, connections, and some of the daemon's own.",
+            registry=self._registry,
+        )
+        ProcessCollector(registry=self._registry)
 
     def observe(self, before: Job, after: Job) -> None:
         """Take in one stored fact."""
@@ -53,7 +68,8 @@ class Metrics:
                 self._attached.observe(max(0.0, after.detached_at - after.attached_at))
 
     def render(self, *, unfinished: int, connected: bool) -> bytes:
-        """The exposition text."""
+        """The exposition text; from inside the event loop."""
+        self._tasks.set(len(asyncio.all_tasks()))
         self._unfinished.set(unfinished)
         self._connected.set(int(connected))
         return generate_latest(self._registry)

@@ -22,6 +22,8 @@ from provisiond.errors import ToolFailed
 MIB = 1024 * 1024
 # An ignored signal stays ignored in the program that takes our place; it expects neither.
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+# A program cannot open it as /proc/PID/fd/N of ours: this process is closed to others.
+_OWN_DESCRIPTOR = re.compile(r"/proc/self/fd/([0-9]+)")
 STDERR_TAIL = 2000  # characters of a failed tool's own words that go into the error
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,8 @@ async def run(
 
     When the caller's task is cancelled or its time is over, the program and all that it started are
     killed. More than `limit_output` bytes on stdout or stderr, an absent program, and with `check`
-    an exit status other than 0, are ToolFailed. `stdin` may be secret: it is never logged.
+    an exit status other than 0, are ToolFailed. `stdin` may be secret: it is never logged. An open
+    file of ours that a word names as /proc/self/fd/N is open in the program under the same name.
     """
     async with _started(argv, stdin=PIPE if stdin is not None else DEVNULL, stderr=PIPE) as process:
         async with asyncio.TaskGroup() as tasks:
@@ -130,9 +133,15 @@ async def _started(
 ) -> AsyncIterator[Process]:
     """The program in a session of its own; when the block is left nothing of it goes on."""
     words = _logged(argv)
+    handed = [int(number) for word in words for number in _OWN_DESCRIPTOR.findall(word)]
     starting = asyncio.create_task(
         asyncio.create_subprocess_exec(
-            *words, stdin=stdin, stdout=PIPE, stderr=stderr, start_new_session=True
+            *words,
+            stdin=stdin,
+            stdout=PIPE,
+            stderr=stderr,
+            start_new_session=True,
+            pass_fds=handed,
         )
     )
     try:

@@ -15,8 +15,9 @@ from rich.text import Text
 from provisiond.api.client import ProvisiondClient
 from provisiond.api.replies import EventView, JobState, JobView, ProgressView
 from provisiond.api.requests import JobKind
-from provisiond.display import failure_facts, printable, say, seconds, show_event, state_style
+from provisiond.display import failure_facts, say, seconds, show_event, state_style
 from provisiond.errors import ProvisionError
+from provisiond.terminal import printable
 
 _ASK_SECONDS = 0.25
 _BAR_WIDTH = 40

@@ -10,6 +10,7 @@ reverts; removing the ISO is then tried until it is gone, as it is when undoing.
 """
 
 import asyncio
+import contextlib
 import time
 from functools import partial
 
@@ -22,6 +23,7 @@ from provisiond.errors import (
     GuestRestarted,
     HypervisorFailed,
     Interrupted,
+    ProvisionError,
 )
 from provisiond.guest.verdict import Done, Failed, Verdict
 from provisiond.iso.image import build_image, destroy_iso, write_iso
@@ -33,6 +35,12 @@ from provisiond.story import LOOK_INTO_THE_GUEST, Story, Tools, pauses
 
 # What libvirt says of a Xen domain for some seconds while it starts it anew.
 _OF_A_REBOOT = (DomainNotRunning, HypervisorFailed)
+# For a look at the domain when the job's time is over; libvirtd may hang.
+_LOOK_SECONDS = 5.0
+_RESUME_IT = (
+    "The domain is paused, as QEMU does it where the host has no room for a disk of the guest: "
+    "make room, resume it (virsh resume), and ask again."
+)
 
 
 class Provisioning(Story):
@@ -176,10 +184,14 @@ class Provisioning(Story):
         except TimeoutError:
             return f"no sign of readiness within {self._tools.limits.ready:g} s"
 
-    @property
-    def _late_hint(self) -> str | None:
-        waits_for_guest = self.job.state in (JobState.ISO_WRITTEN, JobState.ISO_ATTACHED)
-        return LOOK_INTO_THE_GUEST if waits_for_guest else None
+    async def _late_hint(self) -> str | None:
+        if self.job.state not in (JobState.ISO_WRITTEN, JobState.ISO_ATTACHED):
+            return None
+        with contextlib.suppress(ProvisionError, TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                if (await self._tools.hypervisor.find(self._uuid)).is_paused:
+                    return _RESUME_IT
+        return LOOK_INTO_THE_GUEST
 
     async def _await_verdict(self) -> None:
         verdict = await self._hear_verdict()
@@ -227,9 +239,14 @@ class Provisioning(Story):
         await self._conclude()
 
     async def _ask_guest(self) -> bool:
-        """End the guest's say; True where its `done` stood before. It cannot without the ISO."""
-        attached = await self._tools.hypervisor.has_disk(self._uuid, self._plan.iso)
-        return attached and await self._signal.cancel() == Done()
+        """End the guest's say; True where its `done` stood before. It cannot without the ISO.
+
+        While xenstored is away nobody can tell; the domain may be destroyed meanwhile.
+        """
+        if not await self._tools.hypervisor.has_disk(self._uuid, self._plan.iso):
+            return False
+        async with self._phase("to hear the guest's last word", self._tools.limits.detach):
+            return await self._signal.cancel() == Done()
 
     async def _remove_iso(self) -> None:
         """Detach and destroy the ISO and prove it."""

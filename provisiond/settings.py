@@ -16,7 +16,9 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from pydantic_settings import SettingsError as NoJson
 
+from provisiond.api.guest_config import printable
 from provisiond.errors import SettingsError
 
 DEFAULT_CONFIG = Path("/etc/provisiond/provisiond.toml")
@@ -36,6 +38,7 @@ Seconds = Annotated[float, Field(gt=0, le=86400)]
 def _absolute(path: Path) -> Path:
     if not path.is_absolute():
         raise ValueError("must be an absolute path")
+    printable(str(path))
     return path
 
 
@@ -64,6 +67,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 def _file_or_credential(path: Path) -> Path:
     """An absolute path; a plain name is that of a credential (systemd.exec(5), LoadCredential)."""
+    printable(str(path))
     if path.is_absolute():
         return path
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
@@ -74,6 +78,7 @@ def _file_or_credential(path: Path) -> Path:
     return Path(folder) / path
 
 
+Text = Annotated[str, AfterValidator(printable)]
 ListenAddress = Annotated[str, AfterValidator(_is_address)]
 PemPath = Annotated[Path, AfterValidator(_file_or_credential)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
@@ -88,7 +93,7 @@ class Settings(BaseSettings):
     )
     _toml_file: ClassVar[Path | None] = None
 
-    libvirt_uri: Annotated[str, Field(min_length=1)] = "auto"
+    libvirt_uri: Annotated[Text, Field(min_length=1)] = "auto"
     """`auto`: xen:///system in a Xen dom0, else qemu:///system."""
     state_dir: AbsolutePath = Path("/var/lib/provisiond")
     """Holds the state file (SQLite); never a secret."""
@@ -106,9 +111,9 @@ class Settings(BaseSettings):
     """The most images that a disk's chain may have, itself and its lowest base included."""
     socket: SocketPath = DEFAULT_SOCKET
     """The HTTP API's Unix socket, mode 0660. One that systemd passes is taken in its place."""
-    socket_group: str | None = None
+    socket_group: Text | None = None
     """Its members may do everything on the socket; None leaves the daemon's own group."""
-    viewer_group: str | None = None
+    viewer_group: Text | None = None
     """Its members may read on the socket, whose mode is then 0666: the kernel tells who comes."""
     listen: ListenAddress | None = None
     """The API over mutual TLS as well: `192.0.2.1:8443` or `[2001:db8::1]:8443`; needs the three
@@ -120,9 +125,9 @@ class Settings(BaseSettings):
     """Its key, without a password."""
     tls_client_ca: PemPath | None = None
     """The authorities that sign the certificates of clients, and nobody else's."""
-    operators: tuple[str, ...] = ()
+    operators: tuple[Text, ...] = ()
     """The names in client certificates that may do everything."""
-    viewers: tuple[str, ...] = ()
+    viewers: tuple[Text, ...] = ()
     """The names in client certificates that may read."""
     requests_per_second: Annotated[float, Field(gt=0, le=1e6)] = 100
     """Of each caller; one that was quiet may ask for those of 10 s at once."""
@@ -153,7 +158,7 @@ class Settings(BaseSettings):
     """How long ended jobs and their history are kept; of each domain the last job that its guest
     has taken is kept longer, since its addresses are known by it."""
     keep_jobs: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
-    """The most ended jobs that are kept at all."""
+    """The most ended jobs that are kept at all: of more, those that came first go."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, to the journal under systemd and to stderr elsewhere."""
 
@@ -209,6 +214,11 @@ def read_settings(config: Path | None) -> Settings:
             for one in error.errors(include_url=False, include_context=False, include_input=False)
         )
         raise SettingsError(f"wrong setting: {wrong}") from None
+    except NoJson as error:
+        hint = """In the environment a list is JSON: PROVISIOND_VIEWERS='["watch.example.org"]'."""
+        raise SettingsError(f"wrong setting: {error}", hint=hint) from None
+    except RecursionError:
+        raise SettingsError("wrong setting: one is nested too deeply to be read") from None
     except ValueError as error:  # tomllib.TOMLDecodeError
         raise SettingsError(f"{config} is no TOML file: {error}") from None
     except OSError as error:

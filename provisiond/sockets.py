@@ -14,12 +14,10 @@ from pathlib import Path
 
 from provisiond import systemd
 from provisiond.api.callers import LocalRoles, RemoteRoles
-from provisiond.api.serving import Listener, on_tcp, on_unix
+from provisiond.api.serving import BACKLOG, Listener, on_tcp, on_unix
 from provisiond.api.tls import CertificateFiles, ServerTls
 from provisiond.errors import AlreadyRunning, SettingsError
 from provisiond.settings import Settings, parse_address
-
-_BACKLOG = 128
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +33,8 @@ def listening(settings: Settings) -> Iterator[Sequence[Listener]]:
         local = passed.get(socket.AF_UNIX)
         if local is None:
             local = stack.enter_context(_listening_on(settings))
+        else:
+            _open_to_groups(Path(local.getsockname()), settings)
         listeners = [on_unix(local, _local_roles(settings, local))]
         remote = passed.get(socket.AF_INET6) or passed.get(socket.AF_INET)
         if remote is None and settings.listen is not None:
@@ -61,7 +61,11 @@ def reload_certificates(listeners: Sequence[Listener]) -> None:
 
 def _local_roles(settings: Settings, listener: socket.socket) -> LocalRoles:
     """The members of the socket's own group may do everything."""
-    operators = Path(listener.getsockname()).stat().st_gid
+    path = Path(listener.getsockname())
+    try:
+        operators = path.stat().st_gid
+    except OSError as error:
+        raise SettingsError(f"socket: {path}: {error.strerror}") from error
     if settings.viewer_group is None:
         return LocalRoles(operators)
     try:
@@ -96,16 +100,12 @@ def _listening_on(settings: Settings) -> Iterator[socket.socket]:
         path.unlink(missing_ok=True)
         with _umask(0o117):
             listener.bind(str(path))
-        listener.listen(_BACKLOG)  # before READY, and before anybody could take it for a dead one
-        if settings.socket_group is not None:
-            shutil.chown(path, group=settings.socket_group)
-        if settings.viewer_group is not None:
-            path.chmod(0o666)
-    except (OSError, LookupError) as error:
+        listener.listen(BACKLOG)  # before READY, and before anybody could take it for a dead one
+        _open_to_groups(path, settings)
+    except OSError as error:
         listener.close()
-        what = "socket_group" if isinstance(error, LookupError) else "socket"
-        raise SettingsError(f"{what}: cannot listen on {path}: {error}") from error
-    except AlreadyRunning:
+        raise SettingsError(f"socket: cannot listen on {path}: {error}") from error
+    except (AlreadyRunning, SettingsError):
         listener.close()
         raise
     try:
@@ -113,6 +113,19 @@ def _listening_on(settings: Settings) -> Iterator[socket.socket]:
     finally:
         listener.close()
         path.unlink(missing_ok=True)
+
+
+def _open_to_groups(path: Path, settings: Settings) -> None:
+    """The settings say who may use the socket, also if systemd has made it."""
+    try:
+        if settings.socket_group is not None:
+            shutil.chown(path, group=settings.socket_group)
+        if settings.viewer_group is not None:
+            path.chmod(0o666)
+    except LookupError as error:
+        raise SettingsError(f"socket_group: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"socket: cannot open {path} to its group: {error}") from error
 
 
 def _is_answered(path: Path) -> bool:
@@ -137,13 +150,14 @@ def _umask(mask: int) -> Iterator[None]:
 def _listen_to(address: str) -> socket.socket:
     host, port = parse_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns off Nagle's delay of small packets where a socket says that it is TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((host, port))
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise SettingsError(f"listen: cannot listen on {address}: {error}") from error

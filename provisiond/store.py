@@ -1,14 +1,13 @@
 """The store: jobs and their history in one SQLite file, the truth after any crash.
 
-A fact is stored (and synced to the disk) before the next step starts. One thread owns the
-connection, so calls are serialised; every call is one transaction. sqlite3 has one importer: this
-module.
+A fact is stored (and synced to the disk) before the next step starts. One thread owns the file
+(state_file.py), so calls are serialised; every call is one transaction.
 """
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -16,9 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
-from provisiond.errors import Busy, RequestConflict, StateUnusable, StateUnwritable
+from provisiond.errors import Busy, RequestConflict, StateUnusable
 from provisiond.job import GUEST_HAS_WON, Event, Job
-from provisiond.schema import APPLICATION_ID, FROM_VERSION_1, SCHEMA, SCHEMA_VERSION
+from provisiond.state_file import Connection, StateFile, Taken
 from provisiond.threads import Threads
 
 _P = ParamSpec("_P")
@@ -29,7 +28,7 @@ _JOB = TypeAdapter(Job)
 _LOOKED_AT_ONCE = 200
 _LAST_CONFIGURED = (
     "WHERE domain_uuid = ? AND job ->> '$.kind' = ? AND job ->> '$.state' IN (?, ?, ?)"
-    " ORDER BY created_at DESC LIMIT 1"
+    " ORDER BY rowid DESC LIMIT 1"
 )
 
 
@@ -46,12 +45,15 @@ class Store:
     """Jobs and events in `file`. Open it once."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self._file = StateFile(file)
         self._threads = Threads(size=1, name="store")
-        self._connection: sqlite3.Connection | None = None
+        self._damaged = asyncio.Event()
         self._changed = asyncio.Condition()
         self._last_seq = 0
+        self.inserted = 0
+        """Jobs that were stored since the file was opened."""
         self._following = True
+        self._is_closed = False
 
     # ------------------------------------------------------------ opening
     async def open(self) -> None:
@@ -64,28 +66,29 @@ class Store:
 
     async def close(self) -> None:
         """Close the file after the last call; may be asked for twice."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await self._threads.call(connection.close)
-        self._threads.close()
+        if not self._is_closed:
+            self._is_closed = True
+            await self._threads.call(self._file.close)
+            self._threads.close()
 
     def _open(self) -> int:
-        try:
-            self._file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-            _refuse_foreign(self._file)
-            with self._file.open("ab"):
-                pass
-            self._file.chmod(0o600)
-        except OSError as error:
-            raise StateUnwritable(f"cannot write {self._file}: {error.strerror}") from error
-        connection = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False)
-        try:
-            _check_or_make_schema(connection, self._file)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection = connection
-        return int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
+        self._file.open()
+        query = "SELECT coalesce(max(seq), 0) FROM events"
+        return int(self._file.connection.execute(query).fetchone()[0])
+
+    # ------------------------------------------------------------ trouble
+    @property
+    def damage(self) -> StateUnusable | None:
+        """Why the file cannot be relied on any more, once that was seen while it is open."""
+        return self._file.damage
+
+    async def damaged(self) -> None:
+        """Wait until there is `damage`."""
+        await self._damaged.wait()
+
+    async def trouble(self) -> str | None:
+        """Why no fact can be stored now; None while they can. Wears no disk that is well."""
+        return await self._call(self._file.trouble)
 
     # ------------------------------------------------------------ writing
     async def insert(self, job: Job, detail: str) -> None:
@@ -105,7 +108,7 @@ class Store:
         returned."""
         await self._write(self._request_cancel, job, fact)
 
-    def _insert(self, connection: sqlite3.Connection, job: Job, detail: str) -> int:
+    def _insert(self, connection: Connection, job: Job, detail: str) -> int:
         try:
             connection.execute(
                 "INSERT INTO jobs"
@@ -123,25 +126,27 @@ class Store:
                     _JOB.dump_json(job).decode(),
                 ),
             )
-        except sqlite3.IntegrityError as error:
+        except Taken as error:
             if "jobs.request_id" in str(error):
                 raise RequestConflict(f"request_id {job.request_id} is taken") from error
             raise Busy(f"{job.subject}: another job is at work on it") from error
+        self.inserted += 1
         return _add_events(connection, job, [Fact(job.state, detail)])
 
-    def _save(self, connection: sqlite3.Connection, job: Job, facts: Sequence[Fact]) -> int:
+    def _save(self, connection: Connection, job: Job, facts: Sequence[Fact]) -> int:
         connection.execute(
             "UPDATE jobs SET job = ?, ended = ? WHERE id = ?",
             (_JOB.dump_json(job).decode(), int(job.state.ended), job.id),
         )
         return _add_events(connection, job, facts)
 
-    def _request_cancel(self, connection: sqlite3.Connection, job: Job, fact: Fact) -> int:
+    def _request_cancel(self, connection: Connection, job: Job, fact: Fact) -> int:
         connection.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", (job.id,))
         return _add_events(connection, job, [fact])
 
     async def prune(self, *, before: float, keep: int) -> int:
-        """Remove ended jobs that are from before that time or more than `keep`, with their history.
+        """Remove ended jobs that are from before that time, and those that came first of more than
+        `keep`, with their history.
 
         Of each domain the last job that its guest has taken stays while there are no more than
         `keep`: its addresses are known by it. Some hundred go at once, so that no other call waits
@@ -150,32 +155,42 @@ class Store:
         removed: list[int] = []
         cursor: list[float] = [0.0, 0.0]  # the time and the row of the last job looked at
         while cursor:
-            await self._write(self._prune, before, keep, cursor, removed)
+            await self._write(self._prune_old, before, cursor, removed)
+        went = -1
+        while len(removed) > went:
+            went = len(removed)
+            await self._write(self._prune_surplus, keep, removed)
         return len(removed)
 
-    def _prune(
-        self,
-        connection: sqlite3.Connection,
-        before: float,
-        keep: int,
-        cursor: list[float],
-        removed: list[int],
+    async def grown_to(self, jobs: int) -> None:
+        """Wait until `inserted` is so many."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.inserted >= jobs)
+
+    def _prune_old(
+        self, connection: Connection, before: float, cursor: list[float], removed: list[int]
     ) -> int:
-        newest = "SELECT created_at FROM jobs ORDER BY created_at DESC LIMIT 1 OFFSET ?"
-        surplus = (connection.execute(newest, (keep,)).fetchone() or (0.0,))[0]
         query = (
             "SELECT created_at, rowid, id, domain_uuid FROM jobs"
             " WHERE ended AND created_at <= ? AND (created_at, rowid) > (?, ?)"
             " ORDER BY created_at, rowid LIMIT ?"
         )
-        until = max(before, surplus)
-        rows = connection.execute(query, (until, *cursor, _LOOKED_AT_ONCE)).fetchall()
+        rows = connection.execute(query, (before, *cursor, _LOOKED_AT_ONCE)).fetchall()
         cursor[:] = rows[-1][:2] if rows else []
-        for created_at, row, job_id, domain_uuid in rows:
-            if created_at > surplus and self._is_last_configured(job_id, domain_uuid):
-                continue
-            connection.execute("DELETE FROM events WHERE job_id = ?", (job_id,))
-            connection.execute("DELETE FROM jobs WHERE rowid = ?", (row,))
+        for _created_at, row, job_id, domain_uuid in rows:
+            if not self._is_last_configured(job_id, domain_uuid):
+                _remove(connection, row, job_id)
+                removed.append(row)
+        return self._last_seq
+
+    def _prune_surplus(self, connection: Connection, keep: int, removed: list[int]) -> int:
+        """By their coming: a clock that was set back makes no new job an old one."""
+        count = "SELECT (SELECT count(*) FROM jobs) - (SELECT count(*) FROM jobs WHERE NOT ended)"
+        (ended,) = connection.execute(count).fetchone()
+        most = min(max(0, ended - keep), _LOOKED_AT_ONCE)
+        first = "SELECT rowid, id FROM jobs WHERE ended ORDER BY rowid LIMIT ?"
+        for row, job_id in connection.execute(first, (most,)).fetchall():
+            _remove(connection, row, job_id)
             removed.append(row)
         return self._last_seq
 
@@ -184,6 +199,10 @@ class Store:
         return bool(last) and last[0].id == job_id
 
     # ------------------------------------------------------------ reading
+    async def answer(self) -> None:
+        """Return once SQLite has answered in the one thread."""
+        await self._call(self._read_schema_version)
+
     async def find(self, job_id: str) -> Job | None:
         """The job with this id."""
         return _first(await self._jobs("WHERE id = ?", job_id))
@@ -198,8 +217,8 @@ class Store:
         return _first(await self._jobs("WHERE request_id = ?", request_id))
 
     async def unfinished(self) -> list[Job]:
-        """All jobs that have not ended, oldest first."""
-        return await self._jobs("WHERE NOT ended ORDER BY created_at")
+        """All jobs that have not ended, in the order in which they came."""
+        return await self._jobs("WHERE NOT ended ORDER BY rowid")
 
     async def unfinished_on(self, works_on: str, domain_uuid: str | None) -> Job | None:
         """A job at work on the same: under the same key, or on the same domain."""
@@ -220,8 +239,8 @@ class Store:
         return _first(await self._jobs(_LAST_CONFIGURED, *values))
 
     async def newest(self, limit: int) -> list[Job]:
-        """The newest jobs, newest first."""
-        return await self._jobs("ORDER BY created_at DESC, rowid DESC LIMIT ?", limit)
+        """The newest jobs, newest first; by their coming, whatever the clock said then."""
+        return await self._jobs("ORDER BY rowid DESC LIMIT ?", limit)
 
     async def last_generation(self, domain_uuid: str) -> int:
         """The highest generation that a job of this domain had; 0 where there was none."""
@@ -269,26 +288,36 @@ class Store:
 
     def _read_jobs(self, where: str, values: Sequence[str | int | None]) -> list[Job]:
         query = f"SELECT job, cancel_requested FROM jobs {where}"  # noqa: S608 - constants of ours
-        rows = self._open_connection().execute(query, values).fetchall()
+        rows = self._file.connection.execute(query, values).fetchall()
         return [self._parse_job(row[0], cancel_requested=bool(row[1])) for row in rows]
 
     def _parse_job(self, text: str, *, cancel_requested: bool) -> Job:
         try:
             return replace(_JOB.validate_json(text), cancel_requested=cancel_requested)
         except ValidationError as error:
-            raise StateUnusable(f"{self._file} holds a job that cannot be read") from error
+            raise StateUnusable(f"{self._file.path} holds a job that cannot be read") from error
+
+    def _read_schema_version(self) -> int:
+        return int(self._file.connection.execute("PRAGMA user_version").fetchone()[0])
 
     def _last_generation(self, domain_uuid: str) -> int:
         query = "SELECT coalesce(max(generation), 0) FROM jobs WHERE domain_uuid = ?"
-        return int(self._open_connection().execute(query, (domain_uuid,)).fetchone()[0])
+        return int(self._file.connection.execute(query, (domain_uuid,)).fetchone()[0])
 
     def _events_after(self, seq: int, job_id: str | None, limit: int) -> list[Event]:
-        rows = self._open_connection().execute(
+        rows = self._file.connection.execute(
             "SELECT seq, job_id, subject, at, state, detail FROM events"
             " WHERE seq > ? AND (? IS NULL OR job_id = ?) ORDER BY seq LIMIT ?",
             (seq, job_id, job_id, limit),
         )
-        return [Event(r[0], r[1], r[2], r[3], JobState(r[4]), r[5]) for r in rows.fetchall()]
+        return [self._parse_event(row) for row in rows.fetchall()]
+
+    def _parse_event(self, row: tuple[int, str, str, float, str, str]) -> Event:
+        seq, job_id, subject, at, state, detail = row
+        try:
+            return Event(seq, job_id, subject, at, JobState(state), detail)
+        except ValueError as error:
+            raise StateUnusable(f"{self._file.path} holds an event that cannot be read") from error
 
     # ------------------------------------------------------------ the one thread
     async def _write(self, function: Callable[..., int], *args: object) -> None:
@@ -299,36 +328,30 @@ class Store:
                 self._changed.notify_all()
 
     def _transaction(self, function: Callable[..., int], args: Sequence[object]) -> None:
-        connection = self._open_connection()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            seq = function(connection, *args)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        seq = self._file.transaction(function, *args)
         self._last_seq = max(self._last_seq, seq)
 
     async def _call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            return await self._threads.call(function, *args, **kwargs)
-        except sqlite3.OperationalError as error:
-            raise StateUnwritable(f"{self._file}: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise StateUnusable(f"{self._file}: {error}") from error
+            return await self._threads.call(self._file.call, partial(function, *args, **kwargs))
+        finally:
+            self._tell_damage()
 
-    def _open_connection(self) -> sqlite3.Connection:
-        if self._connection is None:
-            raise RuntimeError("the store is not open")
-        return self._connection
+    def _tell_damage(self) -> None:
+        if self._file.damage is not None:
+            self._damaged.set()
 
 
 def _first(jobs: list[Job]) -> Job | None:
     return jobs[0] if jobs else None
 
 
-def _add_events(connection: sqlite3.Connection, job: Job, facts: Sequence[Fact]) -> int:
+def _remove(connection: Connection, row: int, job_id: str) -> None:
+    connection.execute("DELETE FROM events WHERE job_id = ?", (job_id,))
+    connection.execute("DELETE FROM jobs WHERE rowid = ?", (row,))
+
+
+def _add_events(connection: Connection, job: Job, facts: Sequence[Fact]) -> int:
     seq = 0
     for fact in facts:
         at = job.updated_at if fact.at is None else fact.at
@@ -338,53 +361,3 @@ def _add_events(connection: sqlite3.Connection, job: Job, facts: Sequence[Fact])
         )
         seq = cursor.lastrowid or seq
     return seq
-
-
-def _refuse_foreign(file: Path) -> None:
-    """Refuse a file of something else by its header (sqlite.org/fileformat2.html, 1.3).
-
-    SQLite is not asked: it would play back or remove what lies beside a database.
-    """
-    if not file.exists() or file.with_name(f"{file.name}-journal").exists():
-        return  # absent, or ours and killed while it was made: SQLite takes it back first
-    with file.open("rb") as opened:
-        header = opened.read(100)
-    application = int.from_bytes(header[68:72], "big")
-    if header and (header[:16] != b"SQLite format 3\0" or application != APPLICATION_ID):
-        raise StateUnusable(f"{file} is no state file of provisiond")
-
-
-def _check_or_make_schema(connection: sqlite3.Connection, file: Path) -> None:
-    """Take an empty file or one of ours; refuse everything else without a write to it."""
-    if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
-        # Before the change to WAL, so that the file is empty or whole whenever this is killed.
-        connection.executescript(
-            f"BEGIN; PRAGMA application_id = {APPLICATION_ID};"
-            f"PRAGMA user_version = {SCHEMA_VERSION}; {SCHEMA} COMMIT;"
-        )
-    else:
-        _check_file(connection, file)
-        if _version_of(connection) == 1:
-            connection.executescript(FROM_VERSION_1)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-
-
-def _check_file(connection: sqlite3.Connection, file: Path) -> None:
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = _version_of(connection)
-    if application != APPLICATION_ID:
-        raise StateUnusable(f"{file} is no state file of provisiond")
-    if version not in (1, SCHEMA_VERSION):
-        raise StateUnusable(
-            f"{file} has schema version {version}, this provisiond knows {SCHEMA_VERSION}",
-            hint="Run the provisiond that wrote it, or move it away to start empty.",
-        )
-    verdict = connection.execute("PRAGMA quick_check").fetchone()[0]
-    if verdict != "ok":
-        raise StateUnusable(f"{file} is corrupt: {verdict}")
-
-
-def _version_of(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from provisiond.api.replies import JobState
+from provisiond.clock import boot_time
 from provisiond.disk.bases import Bases
 from provisiond.disk.disks import Disks
 from provisiond.errors import (
@@ -23,6 +24,7 @@ from provisiond.errors import (
     DeadlinePassed,
     HypervisorUnavailable,
     ProvisionError,
+    StateUnusable,
     StateUnwritable,
     XenstoreUnavailable,
 )
@@ -129,13 +131,14 @@ class Story(ABC):
     async def _try_to_go_forward(self) -> Failure | None:
         """Go forward as far as a failure counts; the failure that stopped it."""
         try:
-            async with asyncio.timeout(self.job.deadline_at - time.time()) as self._until_deadline:
+            left = self.job.seconds_left(wall=time.time(), boot=boot_time())
+            async with asyncio.timeout(left) as self._until_deadline:
                 if self._cancelled:
                     self.cancel()
                 async with self._slots():
                     await self._go_forward()
         except TimeoutError:
-            return Failure.of(self._why_stopped())
+            return Failure.of(await self._why_stopped())
         except ProvisionError as error:
             return Failure.of(error)
         finally:
@@ -158,15 +161,14 @@ class Story(ABC):
         said = f"{done}: " if self.job.state is JobState.UNDOING else ""
         await self._insist(JobState.FAILED, f"{said}{failure.message}", failure=failure)
 
-    def _why_stopped(self) -> ProvisionError:
+    async def _why_stopped(self) -> ProvisionError:
         if self._cancelled:
             return Cancelled(f"{self.job.subject}: cancelled in {self.job.state}")
         allowed = self.job.deadline_at - self.job.created_at
         what = f"still {self.job.state} after {allowed:.0f} s"
-        return self._too_late(what, hint=self._late_hint)
+        return self._too_late(what, hint=await self._late_hint())
 
-    @property
-    def _late_hint(self) -> str | None:
+    async def _late_hint(self) -> str | None:
         """What to do where the job's time ends in this state; None: what an operator always may."""
         return None
 
@@ -189,7 +191,7 @@ class Story(ABC):
         self.job = advance(before, to, at=time.time(), **facts)
         try:
             await self._tools.store.save(self.job, [Fact(to, detail)])
-        except StateUnwritable:
+        except (StateUnwritable, StateUnusable):
             self.job = before
             raise
         self._tools.observe(before, self.job)

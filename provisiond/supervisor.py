@@ -19,6 +19,7 @@ from provisiond.admission import Admission, Subject
 from provisiond.api.guest_config import GuestConfig
 from provisiond.api.requests import JobKind, ProvisionRequest, Request
 from provisiond.base_jobs import ImportingBase, VerifyingBase
+from provisiond.clock import boot_time
 from provisiond.data_disk import AttachingDisk, DetachingDisk
 from provisiond.destroy import Destroying
 from provisiond.errors import (
@@ -27,6 +28,7 @@ from provisiond.errors import (
     ProvisionError,
     RequestConflict,
     ShuttingDown,
+    StateUnusable,
     TooManyJobs,
     Unforeseen,
 )
@@ -164,10 +166,11 @@ class Supervisor:
         return job
 
     async def _new_job(self, request: Request, subject: Subject, job_id: str, *, by: str) -> Job:
-        now = time.time()
+        now, since_boot = time.time(), boot_time()
         default = self._deadline_seconds
         if request.kind in (JobKind.IMPORT_BASE, JobKind.VERIFY_BASE):
             default = _IMAGE_DEADLINE_SECONDS
+        seconds = request.deadline_seconds or default
         return Job(
             id=job_id,
             kind=request.kind,
@@ -180,7 +183,8 @@ class Supervisor:
             requested_by=by,
             created_at=now,
             updated_at=now,
-            deadline_at=now + (request.deadline_seconds or default),
+            deadline_at=now + seconds,
+            deadline_boot=replace(since_boot, seconds=since_boot.seconds + seconds),
             disk=subject.disk,
             disk_name=subject.disk_name,
             removes=subject.removes,
@@ -211,6 +215,8 @@ class Supervisor:
                 try:
                     await bring_on()
                     return
+                except StateUnusable:
+                    return  # the store has said so: the daemon ends, and this job is as stored
                 except Exception as error:
                     subject, fields = story.job.subject, journal_fields(story.job)
                     log.exception("%s: unforeseen error", subject, extra=fields)

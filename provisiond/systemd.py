@@ -8,7 +8,9 @@ import logging
 import os
 import socket
 import sys
+from typing import Any
 
+from provisiond.terminal import printable
 from systemd import daemon, journal
 
 _PLAIN_FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -36,11 +38,23 @@ def log_handler() -> logging.Handler:
     """The journal, with the fields of `extra` (JOB_ID, DOMAIN), where stderr leads there."""
     if _stderr_is_journal():
         to_journal: logging.Handler = journal.JournalHandler(SYSLOG_IDENTIFIER="provisiond")
-        to_journal.setFormatter(logging.Formatter("%(message)s"))  # time and level are fields
+        to_journal.setFormatter(_Harmless("%(message)s"))  # time and level are fields
         return to_journal
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(_PLAIN_FORMAT))
+    handler.setFormatter(_Harmless(_PLAIN_FORMAT))
     return handler
+
+
+class _Harmless(logging.Formatter):
+    """One line a record, and those of a traceback, indented: names and errors in them are others',
+    and none of them makes a line that looks like a record."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {printable(line)}" for line in lines)
 
 
 def _stderr_is_journal() -> bool:

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from provisiond.api.replies import AddressView, BaseView, DiskView, DomainDiskView, DomainView
-from provisiond.display import SHORT_ID, exact_time, printable, show_fact, show_rows
+from provisiond.display import SHORT_ID, exact_time, show_fact, show_rows
 from provisiond.sizes import show_size
+from provisiond.terminal import printable
 
 NONE = "-"
 

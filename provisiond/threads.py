@@ -7,6 +7,7 @@ cancelled. `call_in_background` is for a call that changes nothing and may never
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -20,12 +21,14 @@ class Threads:
     """A pool of `size` threads for the blocking calls of one adapter, named for the debugger."""
 
     def __init__(self, *, size: int, name: str) -> None:
+        self._size = size
         self._pool = ThreadPoolExecutor(max_workers=size, thread_name_prefix=name)
+        self._since: dict[int, float] = {}  # of each thread at work: since when on its call
 
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `function` in a thread; on cancellation wait for its end, then be cancelled."""
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._pool, partial(function, *args, **kwargs))
+        future = loop.run_in_executor(self._pool, self._run, partial(function, *args, **kwargs))
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -37,6 +40,29 @@ class Threads:
             if not future.cancelled():
                 future.exception()  # seen: the cancellation outweighs it
             raise
+
+    async def answer(self) -> None:
+        """Return once a call that does nothing has come through."""
+        await self.call(lambda: None)
+
+    def longest_call(self) -> float:
+        """For how many seconds the longest of the calls at work has run; 0.0 where none is."""
+        now = time.monotonic()
+        return now - min(self._since.copy().values(), default=now)
+
+    def all_held(self) -> float:
+        """For how many seconds no thread has been free for another call; 0.0 where one is."""
+        since = self._since.copy()
+        return time.monotonic() - max(since.values()) if len(since) == self._size else 0.0
+
+    def _run(self, function: Callable[[], R]) -> R:
+        """In a thread of the pool."""
+        thread = threading.get_ident()
+        self._since[thread] = time.monotonic()
+        try:
+            return function()
+        finally:
+            del self._since[thread]
 
     def close(self) -> None:
         """Wait for the calls that run and end the threads."""

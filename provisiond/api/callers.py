@@ -26,12 +26,18 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who has opened a connection. `name` is under what a caller is counted and recorded, `detail`
-    what else is known of this connection."""
+    """Who has opened a connection. `name` is under what a caller is recorded, `detail` what else
+    is known of this connection."""
 
     name: str
     role: Role
     detail: str = ""
+
+    @property
+    def counted_as(self) -> str:
+        """Under what its requests and connections are limited: all without a role are one caller,
+        since a local user may have thousands of user ids (subuid(5))."""
+        return str(Role.NOBODY) if self.role is Role.NOBODY else self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Before and behind every request: may this caller ask that, and is it too much; then the record.
 
 Each request that could change something leaves one line in the log of `provisiond.audit`, allowed
-or not: who, what, which job, with what outcome.
+or not: who, what, which job, with what outcome. Of those that came too fast the first after one
+that did not: a flood of lines would have the journal drop others.
 """
 
 import logging
@@ -12,7 +13,7 @@ from typing import Any
 from provisiond.api.callers import Caller, Role
 from provisiond.api.limits import Traffic
 from provisiond.api.problems import problem
-from provisiond.errors import Forbidden, ProvisionError
+from provisiond.errors import Forbidden, ProvisionError, TooManyRequests
 
 audit = logging.getLogger("provisiond.audit")
 
@@ -28,10 +29,11 @@ class Gate:
     def __init__(self, app: _App, *, traffic: Traffic) -> None:
         self._app = app
         self._traffic = traffic
+        self._too_fast: set[str] = set()
 
     async def __call__(self, scope: Any, receive: _Receive, send: _Send) -> None:
         caller: Caller = scope["state"]["caller"]
-        record = _Record(caller, scope["method"], scope["path"])
+        record = _Record(caller, scope)
 
         async def recorded(message: _Message) -> None:
             if message["type"] == "http.response.start":
@@ -40,7 +42,7 @@ class Gate:
 
         try:
             self._admit(caller, record)
-            with self._traffic.request(caller.name):
+            with self._traffic.request(caller.counted_as):
                 await self._app(scope, receive, recorded)
         except ProvisionError as error:
             await problem(error)(scope, receive, recorded)
@@ -48,21 +50,30 @@ class Gate:
             record.write()
 
     def _admit(self, caller: Caller, record: "_Record") -> None:
+        counted = caller.counted_as
+        try:
+            self._traffic.take_turn(counted, now=time.monotonic())
+        except TooManyRequests:
+            record.is_wanted = counted not in self._too_fast
+            self._too_fast.add(counted)
+            raise
+        self._too_fast.discard(counted)
         if not caller.role.may(record.method):
             what = "may only read" if caller.role is Role.VIEWER else "has no role here"
             raise Forbidden(f"{caller.name}: {what}")
-        self._traffic.take_turn(caller.name, now=time.monotonic())
 
 
 class _Record:
     """What is recorded of one request."""
 
-    def __init__(self, caller: Caller, method: str, path: str) -> None:
-        self.method = method
+    def __init__(self, caller: Caller, scope: _Message) -> None:
+        self.method: str = scope["method"]
+        self.is_wanted = True
         self._caller = caller
-        self._path = path
+        # As it was sent: a blank that is escaped there stays so in the line.
+        self._path = scope["raw_path"].decode("ascii")
         self._status = 500  # where no response begins
-        self._job = _job_in(path)
+        self._job = _job_in(scope["path"])
 
     def hear(self, start: _Message) -> None:
         self._status = start["status"]
@@ -74,14 +85,15 @@ class _Record:
         """Reads that were allowed leave no line."""
         if Role.VIEWER.may(self.method) and self._caller.role is not Role.NOBODY:
             return
-        path = self._path if self._path.isprintable() else ascii(self._path)
+        if not self.is_wanted:
+            return
         audit.info(
             "%s (%s; %s) %s %s: %d%s",
             self._caller.name,
             self._caller.role,
             self._caller.detail,
             self.method,
-            path,
+            self._path,
             self._status,
             f", job {self._job}" if self._job else "",
             extra={"CALLER": self._caller.name, "STATUS_CODE": str(self._status)}

@@ -47,7 +47,7 @@ class Traffic:
     def take_turn(self, caller: str, *, now: float) -> None:
         """Count a request; `now` is a clock's that never goes back, in seconds.
 
-        Raises TooManyRequests with the seconds after which the next may come.
+        Raises TooManyRequests; then it was not counted.
         """
         rate = self.limits.requests_per_second
         full = max(1.0, rate * _BURST_SECONDS)
@@ -58,7 +58,10 @@ class Traffic:
         if len(self._tokens) > _REMEMBERED_CALLERS:
             self._tokens.popitem(last=False)
         if not allowed:
-            raise TooManyRequests(f"{caller}: more than {rate:g} requests a second")
+            raise TooManyRequests(
+                f"{caller}: more than {rate:g} requests a second",
+                retry_after=(1 - tokens) / rate,
+            )
 
     @contextmanager
     def request(self, caller: str) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Errors as replies: application/problem+json (RFC 9457) with code, message and hint."""
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -8,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from provisiond.api.replies import ErrorReply, FieldError
 from provisiond.api.requests import UNKNOWN_KIND, JobKind
@@ -41,6 +43,7 @@ from provisiond.errors import (
     RequestConflict,
     ShuttingDown,
     SizeTooSmall,
+    StateUnusable,
     StateUnwritable,
     TemplateUnusable,
     TooManyJobs,
@@ -84,7 +87,7 @@ _STATUS: dict[type[ProvisionError], HTTPStatus] = {
     Forbidden: HTTPStatus.FORBIDDEN,
     TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     **dict.fromkeys(
-        (HypervisorUnavailable, Overloaded, ShuttingDown, TooManyJobs),
+        (HypervisorUnavailable, Overloaded, ShuttingDown, StateUnusable, TooManyJobs),
         HTTPStatus.SERVICE_UNAVAILABLE,
     ),
     **dict.fromkeys((NoSpace, StateUnwritable), HTTPStatus.INSUFFICIENT_STORAGE),
@@ -112,7 +115,10 @@ def add_error_replies(app: FastAPI) -> None:
         code = status.phrase.lower().replace(" ", "_").replace("-", "_")
         message = f"{request.method} {request.url.path}: {status.phrase}"
         hint = "See /openapi.json for what there is."
-        return _reply(status, code, message, hint, headers=error.headers)
+        headers = dict(error.headers or {})
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(sorted(_methods_of(request)))
+        return _reply(status, code, message, hint, headers=headers)
 
     @app.exception_handler(Exception)
     async def unforeseen(_request: Request, error: Exception) -> Response:
@@ -121,10 +127,22 @@ def add_error_replies(app: FastAPI) -> None:
         return _reply(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", message, hint)
 
 
+def _methods_of(request: Request) -> set[str]:
+    """All that the path takes, as RFC 9110 has it (10.2.1); Starlette tells the first route's."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods
+    return methods
+
+
 def problem(error: ProvisionError) -> Response:
     """The reply that an error of ours is answered with."""
     status = _STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
-    return _reply(status, error.code, error.message, error.hint)
+    headers = {}
+    if isinstance(error, TooManyRequests):
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    return _reply(status, error.code, error.message, error.hint, headers=headers)
 
 
 def _reply(
@@ -145,7 +163,7 @@ def _reply(
         fields=list(fields),
     )
     sent = dict(headers or {})
-    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
         sent["Retry-After"] = _RETRY_AFTER_SECONDS
     return JSONResponse(body.model_dump(mode="json"), status, media_type=PROBLEM, headers=sent)
 

@@ -202,8 +202,8 @@ class DiskList(Message):
 
 
 class HealthView(Message):
-    """GET /healthz: 200 while provisiond can take work; 503 while libvirt cannot be reached or as
-    many jobs wait as may."""
+    """GET /healthz: 200 while provisiond can take work; 503 while libvirt cannot be reached, the
+    state file cannot be written, or as many jobs wait as may."""
 
     ok: bool
     version: str
@@ -211,6 +211,8 @@ class HealthView(Message):
     hypervisor_connected: bool
     xenstore_connected: bool | None
     """None where no guest answers over xenstore: on a host without Xen."""
+    state_trouble: str | None = None
+    """Why no fact can be stored now: a full disk, say. None while they can."""
     jobs_unfinished: int
 
 

@@ -49,12 +49,6 @@ class JobKind(StrEnum):
     VERIFY_BASE = "verify_base"
 
 
-def _size(size: int) -> int:
-    if size % _SECTOR:
-        raise ValueError(f"must be a multiple of {_SECTOR} bytes, the size of a sector")
-    return size
-
-
 def _absolute(path: Path) -> Path:
     text = str(path)
     if not path.is_absolute() or ".." in path.parts or not text.isprintable() or ":" in text:
@@ -69,7 +63,7 @@ def _no_raw_overlay(disk_format: DiskFormat) -> DiskFormat:
 
 
 Name = Annotated[str, Field(pattern=_NAME)]
-Size = Annotated[int, Field(gt=0, le=LARGEST_DISK), AfterValidator(_size)]
+Size = Annotated[int, Field(gt=0, le=LARGEST_DISK, multiple_of=_SECTOR)]
 OverlayFormat = Annotated[DiskFormat, AfterValidator(_no_raw_overlay)]
 DomainName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(printable)]
 

@@ -1,19 +1,12 @@
-"""The HTTP API: validate, call the supervisor, map results and errors to replies.
+"""The HTTP API: validate, call the supervisor, map results to replies. Nothing is decided here."""
 
-Nothing is decided here. Every error is application/problem+json (RFC 9457) with code, message and
-hint.
-"""
-
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    MutableMapping,
-)
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
@@ -21,14 +14,14 @@ from provisiond import __version__
 from provisiond.api.callers import Caller
 from provisiond.api.gate import Gate
 from provisiond.api.limits import Traffic
-from provisiond.api.problems import PROBLEM, add_error_replies
+from provisiond.api.openapi import DescribedApi, documented
+from provisiond.api.problems import add_error_replies
 from provisiond.api.replies import (
     BaseList,
     BaseView,
     DiskList,
     DomainList,
     DomainView,
-    ErrorReply,
     HealthView,
     JobList,
     JobView,
@@ -46,9 +39,17 @@ from provisiond.virt.libvirt import Hypervisor
 from provisiond.xenstore.client import Xenstore
 
 _MAX_BODY = 256 * 1024
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorReply, "description": "The request is refused; nothing was done."},
-    "5XX": {"model": ErrorReply, "description": "provisiond or the hypervisor cannot, just now."},
+_NOT_FOUND, _CONFLICT = HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT
+_UNPROCESSABLE = HTTPStatus.UNPROCESSABLE_ENTITY
+_REFUSALS_OF_A_JOB = (
+    HTTPStatus.BAD_REQUEST,
+    _NOT_FOUND,
+    _CONFLICT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    _UNPROCESSABLE,
+)
+_KNOWN_JOB: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.OK.value: {"model": JobView, "description": "The job of that request_id."}
 }
 
 
@@ -63,13 +64,13 @@ def create_app(
     traffic: Traffic,
 ) -> FastAPI:
     """The ASGI application over these."""
-    app = _Api(
+    app = DescribedApi(
         title="provisiond",
         version=__version__,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses=_ERRORS,
+        responses=documented(),
     )
     app.add_middleware(_BodyLimit)
     app.add_middleware(Gate, traffic=traffic)  # the outermost: nothing is read before it
@@ -78,31 +79,22 @@ def create_app(
     _add_events(app, store)
     _add_images(app, inventory)
     _add_domains(app, supervisor, inventory)
-    _add_host(app, supervisor, hypervisor, xenstore, metrics)
+    _add_host(app, supervisor, store, hypervisor=hypervisor, xenstore=xenstore, metrics=metrics)
     return app
-
-
-def _as_problem(reply: dict[str, Any]) -> dict[str, Any]:
-    (schema,) = reply["content"].values()
-    return reply | {"content": {PROBLEM: schema}}
-
-
-class _Api(FastAPI):
-    """FastAPI, with the media type that error replies really have in the OpenAPI."""
-
-    def openapi(self) -> dict[str, Any]:
-        if self.openapi_schema is None:
-            for path in super().openapi()["paths"].values():
-                for operation in path.values():
-                    for status in _ERRORS:
-                        reply = operation["responses"][status]
-                        operation["responses"][status] = _as_problem(reply)
-        return super().openapi()
 
 
 # ---------------------------------------------------------------- jobs
 def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
-    @app.post("/v1/jobs", status_code=HTTPStatus.ACCEPTED, tags=["jobs"])
+    # A thousand jobs keep the state file and the event loop busy for a while: one list at a time,
+    # so that whoever asks for something small comes in between.
+    listing = asyncio.Lock()
+
+    @app.post(
+        "/v1/jobs",
+        status_code=HTTPStatus.ACCEPTED,
+        tags=["jobs"],
+        responses=_KNOWN_JOB | documented(*_REFUSALS_OF_A_JOB),
+    )
     async def submit(
         request: JobRequest, response: Response, caller: Annotated[Caller, Depends(_caller)]
     ) -> JobView:
@@ -113,19 +105,25 @@ def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
             response.status_code = HTTPStatus.OK
         return view_job(job)
 
-    @app.get("/v1/jobs", tags=["jobs"])
+    @app.get("/v1/jobs", tags=["jobs"], responses=documented(_UNPROCESSABLE))
     async def list_jobs(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> JobList:
         """The newest jobs, newest first."""
-        return JobList(jobs=[view_job(job) for job in await store.newest(limit)])
+        async with listing:
+            return JobList(jobs=[view_job(job) for job in await store.newest(limit)])
 
-    @app.get("/v1/jobs/{job_id}", tags=["jobs"])
+    @app.get("/v1/jobs/{job_id}", tags=["jobs"], responses=documented(_NOT_FOUND))
     async def show(job_id: str) -> JobView:
         """One job with its history. A prefix of its id is enough where it is unique."""
         job = await find_job(store, job_id)
         history = await store.events_after(0, job_id=job.id)
         return view_job(job, history, supervisor.progress_of(job.id))
 
-    @app.delete("/v1/jobs/{job_id}", status_code=HTTPStatus.ACCEPTED, tags=["jobs"])
+    @app.delete(
+        "/v1/jobs/{job_id}",
+        status_code=HTTPStatus.ACCEPTED,
+        tags=["jobs"],
+        responses=documented(_NOT_FOUND, _CONFLICT),
+    )
     async def cancel(job_id: str, caller: Annotated[Caller, Depends(_caller)]) -> JobView:
         """Cancel a job: what it made is undone, unless what it was asked for is done first."""
         job = await find_job(store, job_id)
@@ -157,7 +155,12 @@ _LastEventId = Annotated[
 
 
 def _add_events(app: FastAPI, store: Store) -> None:
-    @app.get("/v1/events", response_class=EventSourceResponse, tags=["events"])
+    @app.get(
+        "/v1/events",
+        response_class=EventSourceResponse,
+        tags=["events"],
+        responses=documented(_UNPROCESSABLE),
+    )
     async def all_events(last_event_id: _LastEventId = None) -> AsyncIterator[ServerSentEvent]:
         """Every fact of every job from now on, or after Last-Event-ID."""
         async for event in store.follow(last_event_id):
@@ -166,7 +169,12 @@ def _add_events(app: FastAPI, store: Store) -> None:
     async def known_job(job_id: str) -> Job:
         return await find_job(store, job_id)
 
-    @app.get("/v1/jobs/{job_id}/events", response_class=EventSourceResponse, tags=["events"])
+    @app.get(
+        "/v1/jobs/{job_id}/events",
+        response_class=EventSourceResponse,
+        tags=["events"],
+        responses=documented(_NOT_FOUND, _UNPROCESSABLE),
+    )
     async def job_events(
         job: Annotated[Job, Depends(known_job)], last_event_id: _LastEventId = None
     ) -> AsyncIterator[ServerSentEvent]:
@@ -186,12 +194,17 @@ def _add_images(app: FastAPI, inventory: Inventory) -> None:
         """The golden bases, by name."""
         return BaseList(bases=[view_base(facts) for facts in await inventory.bases()])
 
-    @app.get("/v1/bases/{name}", tags=["images"])
+    @app.get("/v1/bases/{name}", tags=["images"], responses=documented(_NOT_FOUND, _UNPROCESSABLE))
     async def base(name: Name) -> BaseView:
         """One golden base."""
         return view_base(await inventory.base(name))
 
-    @app.delete("/v1/bases/{name}", status_code=HTTPStatus.NO_CONTENT, tags=["images"])
+    @app.delete(
+        "/v1/bases/{name}",
+        status_code=HTTPStatus.NO_CONTENT,
+        tags=["images"],
+        responses=documented(_NOT_FOUND, _CONFLICT, _UNPROCESSABLE),
+    )
     async def remove_base(name: Name) -> None:
         """Remove a base that nothing stands on."""
         await inventory.remove_base(name)
@@ -201,7 +214,12 @@ def _add_images(app: FastAPI, inventory: Inventory) -> None:
         """The disks that provisiond made, by name."""
         return DiskList(disks=[view_disk(facts) for facts in await inventory.disks()])
 
-    @app.delete("/v1/disks/{name}", status_code=HTTPStatus.NO_CONTENT, tags=["images"])
+    @app.delete(
+        "/v1/disks/{name}",
+        status_code=HTTPStatus.NO_CONTENT,
+        tags=["images"],
+        responses=documented(_NOT_FOUND, _CONFLICT, _UNPROCESSABLE),
+    )
     async def remove_disk(name: Name) -> None:
         """Remove a disk that no domain has."""
         await inventory.remove_disk(name)
@@ -217,7 +235,7 @@ def _add_domains(app: FastAPI, supervisor: Supervisor, inventory: Inventory) -> 
         """All domains of the host, by name."""
         return DomainList(domains=[view(state) for state in await inventory.domains()])
 
-    @app.get("/v1/domains/{name}", tags=["host"])
+    @app.get("/v1/domains/{name}", tags=["host"], responses=documented(_NOT_FOUND))
     async def domain(name: str) -> DomainView:
         """One domain, by its name or UUID."""
         return view(await inventory.domain(name))
@@ -226,6 +244,8 @@ def _add_domains(app: FastAPI, supervisor: Supervisor, inventory: Inventory) -> 
 def _add_host(
     app: FastAPI,
     supervisor: Supervisor,
+    store: Store,
+    *,
     hypervisor: Hypervisor,
     xenstore: Xenstore | None,
     metrics: Metrics,
@@ -234,7 +254,9 @@ def _add_host(
     async def health(response: Response) -> HealthView:
         """Whether provisiond can take work: 200, or 503 with the same body."""
         xenstore_lost = xenstore is not None and not xenstore.connected
-        ok = hypervisor.connected and not xenstore_lost and not supervisor.full
+        trouble = await store.trouble()
+        reached = hypervisor.connected and not xenstore_lost
+        ok = reached and trouble is None and not supervisor.full
         if not ok:
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return HealthView(
@@ -243,10 +265,11 @@ def _add_host(
             hypervisor=hypervisor.uri,
             hypervisor_connected=hypervisor.connected,
             xenstore_connected=None if xenstore is None else xenstore.connected,
+            state_trouble=trouble,
             jobs_unfinished=supervisor.unfinished,
         )
 
-    @app.get("/metrics", tags=["host"], response_class=Response)
+    @app.get("/metrics", tags=["host"], response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Prometheus' exposition format."""
         text = metrics.render(unfinished=supervisor.unfinished, connected=hypervisor.connected)

@@ -5,11 +5,12 @@ uvicorn and h11 have one importer: this module.
 
 import asyncio
 import errno
+import logging
 import pwd
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,9 +30,13 @@ from provisiond.api.callers import (
 from provisiond.api.limits import Traffic
 from provisiond.api.tls import ServerTls
 
-_BACKLOG = 128
+log = logging.getLogger(__name__)
+
+BACKLOG = 128  # connections that wait to be taken
 _GRACEFUL_SECONDS = 3
 _HANDSHAKE_SECONDS = 10.0
+_MAX_UNKNOWN = 100
+_ACCEPT_PAUSE = 0.5
 _MAX_HEAD = 16 * 1024  # bytes of a request before its body
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python has no name for it
 _GROUPS_SIZE = 1024  # bytes, the most that Python takes: 256 groups
@@ -115,7 +120,7 @@ class _Connection(H11Protocol):
         except BaseException:
             self.transport.abort()
             raise
-        if not self._traffic.connect(caller.name):
+        if not self._traffic.connect(caller.counted_as):
             self.transport.abort()
             return
         self._caller = caller
@@ -126,13 +131,18 @@ class _Connection(H11Protocol):
         if self._too_slow is not None:
             self._too_slow.cancel()
         if self._caller is not None:
-            self._traffic.disconnect(self._caller.name)
+            self._traffic.disconnect(self._caller.counted_as)
             self._caller = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # takes up what came behind the request
+        if self.conn.their_state is h11.SEND_BODY:
+            self._watch()
 
     def _watch(self) -> None:
         """Start the clock while a request is not whole, and stop it when it is."""
@@ -145,6 +155,64 @@ class _Connection(H11Protocol):
             self._too_slow = None
 
 
+# ---------------------------------------------------------------- TLS
+class _TlsServer:
+    """Takes connections over TLS: what uvicorn uses of an asyncio.Server.
+
+    asyncio's own has no bound on those that have not said yet who they are, and each of them takes
+    300 KiB. Here the one that shakes hands for the longest goes where there are too many.
+    """
+
+    def __init__(
+        self, listener: socket.socket, tls: ServerTls, connection: Callable[[], _Connection]
+    ) -> None:
+        listener.setblocking(False)
+        self._listener = listener
+        self._tls = tls
+        self._connection = connection
+        self._unknown: dict[asyncio.Task[None], None] = {}  # in the order of their coming
+        self._accepting = asyncio.create_task(self._accept(), name="TLS")
+
+    def close(self) -> None:
+        """Take no more; who is known by now is uvicorn's to end."""
+        for task in (self._accepting, *self._unknown):
+            task.cancel()
+        self._listener.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until nobody shakes hands any more."""
+        await asyncio.wait([self._accepting, *self._unknown])
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            except OSError as error:  # no descriptors, or the client is gone
+                log.warning("cannot accept a connection over TLS: %s", error)
+                await asyncio.sleep(_ACCEPT_PAUSE)
+                continue
+            if len(self._unknown) >= _MAX_UNKNOWN:
+                longest = next(iter(self._unknown))
+                self._forget(longest)
+                longest.cancel()
+            task = asyncio.create_task(self._shake_hands(accepted))
+            self._unknown[task] = None
+            task.add_done_callback(self._forget)
+            await asyncio.sleep(0)  # it starts, and others have their turn in a flood
+
+    async def _shake_hands(self, accepted: socket.socket) -> None:
+        with suppress(OSError):  # among them ssl.SSLError: it is not heard
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._connection,
+                accepted,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+            )
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._unknown.pop(task, None)
+
+
 # ---------------------------------------------------------------- the server
 class Server(uvicorn.Server):
     """uvicorn over several listeners, without signal handlers of its own."""
@@ -153,7 +221,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             access_log=False,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
             h11_max_incomplete_event_size=_MAX_HEAD,
             lifespan="off",
             log_config=None,
@@ -178,10 +246,13 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on every listener."""
         del sockets
-        self.servers = [await self._serve_on(listener) for listener in self._listeners]
+        self.servers = [
+            await self._serve_on(listener)  # type: ignore[misc]
+            for listener in self._listeners
+        ]
         self.started = True
 
-    async def _serve_on(self, listener: Listener) -> asyncio.Server:
+    async def _serve_on(self, listener: Listener) -> "asyncio.Server | _TlsServer":
         def connection() -> _Connection:
             return _Connection(
                 config=self.config,
@@ -191,11 +262,7 @@ class Server(uvicorn.Server):
                 traffic=self._traffic,
             )
 
-        tls: dict[str, Any] = {}
         if listener.tls is not None:
-            tls = {
-                "ssl": listener.tls.context,
-                "ssl_handshake_timeout": _HANDSHAKE_SECONDS,
-            }
+            return _TlsServer(listener.socket, listener.tls, connection)
         loop = asyncio.get_running_loop()
-        return await loop.create_server(connection, sock=listener.socket, backlog=_BACKLOG, **tls)
+        return await loop.create_server(connection, sock=listener.socket, backlog=BACKLOG)

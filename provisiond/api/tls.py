@@ -6,7 +6,6 @@ ssl has one importer: this module.
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from provisiond.errors import SettingsError
 
@@ -26,23 +25,23 @@ class ServerTls:
     def __init__(self, files: CertificateFiles) -> None:
         """Raises SettingsError where a file cannot be used."""
         self._files = files
-        self._newest = self._read()
-        self.context = self._newest
-        """The context to listen with: what it does is what the files said last."""
-        self.context.sni_callback = self._use_newest
+        self.context = self._read()
+        """For the next connection: what the files said last. The sessions that TLS 1.2 resumes
+        without another look at the client's certificate end with it."""
 
     def reload(self) -> None:
         """Read the files again, for every connection from now on.
 
         Raises SettingsError where one cannot be used; then all stays as it is.
         """
-        self._newest = self._read()
+        self.context = self._read()
 
     def _read(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.verify_mode = ssl.CERT_REQUIRED
-        # A resumed session would skip the look at the client's certificate.
+        # A resumed session skips the look at the client's certificate; by its ID it still can be,
+        # which Python cannot turn off.
         context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
         context.num_tickets = 0
         files = self._files
@@ -62,7 +61,3 @@ class ServerTls:
 
     def _load_clients(self, context: ssl.SSLContext) -> None:
         context.load_verify_locations(self._files.client_ca)
-
-    def _use_newest(self, connection: ssl.SSLObject, _name: str | None, _context: Any) -> None:
-        """OpenSSL asks at each handshake, whether the client names a server or not."""
-        connection.context = self._newest

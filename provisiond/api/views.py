@@ -33,7 +33,8 @@ def view_job(
     """A job as it is shown; `progress` is what its long work is, and how far it is (0 to 1)."""
     attached_seconds = None
     if job.attached_at is not None and job.detached_at is not None:
-        attached_seconds = round(job.detached_at - job.attached_at, 3)
+        passed = job.detached_at - job.attached_at
+        attached_seconds = round(passed, 3) if passed >= 0 else None  # the clock was set back
     shown = None
     if progress is not None:
         shown = ProgressView(doing=progress[0], fraction=progress[1])

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from provisiond import __version__
 from provisiond.cli import bases, disks, domains, guests, host, jobs
 from provisiond.cli.asking import EXIT_CODES, NO_READER
+from provisiond.core_dump import forbid_core_dumps
 from provisiond.settings import DEFAULT_SOCKET
 
 
@@ -48,6 +49,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The command `provisionctl`."""
+    forbid_core_dumps()  # Ctrl-\ at the question for a password would write one
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows another in its place.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

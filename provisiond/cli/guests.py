@@ -18,8 +18,9 @@ from provisiond.cli.options import (
     spread,
 )
 from provisiond.cli.waiting import ask_for_job
-from provisiond.display import new_console, printable, say
+from provisiond.display import new_console, say
 from provisiond.guest_options import GuestOptions
+from provisiond.terminal import printable
 
 _Wait = Annotated[
     bool, typer.Option("--wait", help="Wait for the job's end and show its way there.")

@@ -7,7 +7,6 @@ Between the two the copy and the draft of its manifest lie beside each other und
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,7 +91,7 @@ def open_source(asked: Path) -> Iterator[Source]:
     of the block speak of `asked`.
     """
     with opened(asked) as descriptor:
-        held = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+        held = Path(f"/proc/self/fd/{descriptor}")  # as process.py hands it to other programs
         try:
             yield Source(held, take_fingerprint(held))
         except ProvisionError as error:
@@ -122,6 +121,7 @@ async def write_image(
     wanted = await qemu_img.measure(
         source.path, disk_format=order.source_format, to_format=order.format
     )
+    await threads.call(folder.remove, part)  # half a copy, of before a stop, takes room
     await threads.call(folder.require_room, part.parent, wanted + _OVERHEAD, reserve=reserve)
     checked = await write_copy(
         order.plan.image,

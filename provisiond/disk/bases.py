@@ -77,7 +77,7 @@ class Bases:
         self._reserve = reserve
         self._max_chain = max_chain
         self._private = private
-        self._threads = Threads(size=4, name="bases")
+        self.threads = Threads(size=4, name="bases")
         self._held: Counter[str] = Counter()
         self._leaving: set[str] = set()
         self._seen: dict[Path, tuple[Fingerprint, DiskImage]] = {}
@@ -88,20 +88,20 @@ class Bases:
 
     def close(self) -> None:
         """Wait for the calls that run."""
-        self._threads.close()
+        self.threads.close()
 
     # ------------------------------------------------------------ look
     async def find(self, name: str) -> Manifest:
         """The manifest of a base. Raises BaseNotFound."""
-        return await self._threads.call(self._read, name)
+        return await self.threads.call(self._read, name)
 
     async def list(self) -> Sequence[BaseState]:
         """All bases, by name. One whose manifest cannot be read is logged and left out."""
-        return await self._threads.call(self._list)
+        return await self.threads.call(self._list)
 
     async def look_at(self, name: str) -> BaseState:
         """One base as it is now. Raises BaseNotFound, BaseChanged where its manifest is none."""
-        return await self._threads.call(self._look_at, name)
+        return await self.threads.call(self._look_at, name)
 
     def path_of(self, manifest: Manifest) -> Path:
         """The file of a base."""
@@ -117,7 +117,7 @@ class Bases:
             manifest = await self.find(name)
             digest = await hash_file(
                 chain.top.path,
-                threads=self._threads,
+                threads=self.threads,
                 progress=lambda fraction: progress("hashing", fraction),
             )
         if digest != manifest.sha256:
@@ -137,7 +137,7 @@ class Bases:
             )
         self._held[name] += 1
         try:
-            yield await self._threads.call(self._verify_unwritten, name)
+            yield await self.threads.call(self._verify_unwritten, name)
         finally:
             self._held[name] -= 1
             if not self._held[name]:
@@ -151,26 +151,26 @@ class Bases:
         ImageRefused, ImageBusy.
         """
         async with self._holding_parent(order) as parent:
-            await self._threads.call(self._admit, order, parent)
+            await self.threads.call(self._admit, order, parent)
 
     async def write_image(self, order: BaseOrder, progress: Progress) -> None:
         """Copy the source to the plan's part, check and hash it. May be asked for twice.
 
         Raises as `admit_import` does, and NoSpace.
         """
-        if await self._threads.call(base_import.is_written, order):
+        if await self.threads.call(base_import.is_written, order):
             return
         async with self._holding_parent(order) as parent, AsyncExitStack() as stack:
-            source = await self._threads.call(
+            source = await self.threads.call(
                 stack.enter_context, base_import.open_source(order.source)
             )
-            await self._threads.call(self._refuse, order, source, parent)
+            await self.threads.call(self._refuse, order, source, parent)
             await base_import.write_image(
                 order,
                 source,
                 parent=None if parent is None else parent.top,
                 reserve=self._reserve,
-                threads=self._threads,
+                threads=self.threads,
                 progress=progress,
             )
 
@@ -179,11 +179,11 @@ class Bases:
 
         May be asked for twice. Raises BaseExists.
         """
-        return await self._threads.call(base_import.register, order)
+        return await self.threads.call(base_import.register, order)
 
     async def is_registered(self, plan: BasePlan) -> bool:
         """Whether the import with this plan has become a base."""
-        return await self._threads.call(base_import.is_registered, plan)
+        return await self.threads.call(base_import.is_registered, plan)
 
     async def take_back(self, plan: BasePlan) -> None:
         """Remove what the import with this plan wrote; may be asked for twice.
@@ -191,9 +191,9 @@ class Bases:
         Raises BaseInUse where it has become a base and something stands on it.
         """
         name = plan.manifest.stem
-        if await self._threads.call(base_import.is_registered, plan):
+        if await self.threads.call(base_import.is_registered, plan):
             await self._leave(name, in_use={})
-        await self._threads.call(base_import.take_back, plan)
+        await self.threads.call(base_import.take_back, plan)
 
     async def remove(self, name: str, *, in_use: Mapping[Path, str]) -> None:
         """Remove a base; `in_use` are the files that domains have, with the domains' names.
@@ -303,7 +303,7 @@ class Bases:
             )
         self._leaving.add(name)
         try:
-            await self._threads.call(self._remove, name, in_use)
+            await self.threads.call(self._remove, name, in_use)
         finally:
             self._leaving.discard(name)
 

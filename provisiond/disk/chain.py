@@ -15,6 +15,7 @@ QEMU_NAMES = {
     DiskFormat.QCOW: "qcow",
     DiskFormat.VHD: "vpc",
 }
+_LARGEST = 2**63 - 1  # bytes; QEMU has no larger number for a size
 _FORMATS = {name: disk_format for disk_format, name in QEMU_NAMES.items()}
 
 
@@ -88,7 +89,7 @@ def _load(untrusted_text: str) -> Any:
 def _image(untrusted: Any) -> DiskImage:
     if not isinstance(untrusted, dict) or not isinstance(untrusted.get("filename"), str):
         raise ImageRefused("qemu-img tells of an image that has no file")
-    path = _path(untrusted["filename"], of=untrusted["filename"])
+    path = _path(untrusted["filename"], of="an image")
     backing = untrusted.get("full-backing-filename", untrusted.get("backing-filename"))
     backing_format = untrusted.get("backing-filename-format")
     return DiskImage(
@@ -103,7 +104,8 @@ def _image(untrusted: Any) -> DiskImage:
 
 def _path(untrusted: Any, *, of: Path | str) -> Path:
     # 'json:…', 'nbd://…' and 'file:…' are qemu's other ways to name an image: never a file of ours.
-    if isinstance(untrusted, str) and untrusted.startswith("/") and "\0" not in untrusted:
+    # What is not printable would reach a log and a terminal; a NUL and lone surrogates are not.
+    if isinstance(untrusted, str) and untrusted.startswith("/") and untrusted.isprintable():
         return Path(untrusted)
     raise ImageRefused(f"{of}: {untrusted!r} is no absolute path of a file")
 
@@ -116,8 +118,9 @@ def parse_format(untrusted: Any, *, of: Path) -> DiskFormat:
 
 
 def _bytes(untrusted: Any, *, of: Path) -> int:
-    if isinstance(untrusted, int) and not isinstance(untrusted, bool) and untrusted >= 0:
-        return untrusted
+    is_number = isinstance(untrusted, int) and not isinstance(untrusted, bool)
+    if is_number and 0 <= untrusted <= _LARGEST:
+        return int(untrusted)
     raise ImageRefused(f"{of}: {untrusted!r} is no size in bytes")
 
 

@@ -59,7 +59,7 @@ class Disks:
         self._folder = folder
         self._reserve = reserve
         self._max_chain = max_chain
-        self._threads = Threads(size=8, name="disks")
+        self.threads = Threads(size=8, name="disks")
         self._placing = threading.Lock()
 
     def prepare(self) -> None:
@@ -68,17 +68,17 @@ class Disks:
 
     def close(self) -> None:
         """Wait for the calls that run."""
-        self._threads.close()
+        self.threads.close()
 
     # ------------------------------------------------------------ look
     async def list(self) -> Sequence[Disk]:
         """All disks, by name. A file that cannot be read as what its name says is logged and left
         out."""
-        return await self._threads.call(self._list)
+        return await self.threads.call(self._list)
 
     async def find(self, name: str) -> Disk:
         """The disk of this name. Raises DiskNotFound, or ImageRefused where it is no image."""
-        return await self._threads.call(self._find, name)
+        return await self.threads.call(self._find, name)
 
     def is_ours(self, path: Path) -> bool:
         """Whether `path` is that of a disk in the folder, there or not."""
@@ -108,7 +108,7 @@ class Disks:
         DiskExists, BaseNotFound, BaseChanged, ImageBusy, SizeTooSmall, ChainTooDeep,
         VhdNeedsTapdisk, NoSpace, ImageRefused.
         """
-        await self._threads.call(self._admit_new, name)
+        await self.threads.call(self._admit_new, name)
         async with self._bases.hold(base) as chain:
             admit_overlay(
                 name,
@@ -129,30 +129,30 @@ class Disks:
         """
         async with self._bases.hold(base) as chain:
             size = chain.top.virtual_size if size is None else size
-            if await self._threads.call(folder.is_placed, plan):
+            if await self.threads.call(folder.is_placed, plan):
                 return await read_overlay(
                     plan.path,
                     base=chain,
                     disk_format=disk_format,
                     size=size,
                     max_chain=self._max_chain,
-                    threads=self._threads,
+                    threads=self.threads,
                 )
-            await self._threads.call(self._require_room)
+            await self.threads.call(self._require_room)
             overlay = await write_overlay(
                 plan,
                 base=chain,
                 disk_format=disk_format,
                 size=size,
                 max_chain=self._max_chain,
-                threads=self._threads,
+                threads=self.threads,
             )
-            await self._threads.call(self._place, plan)
+            await self.threads.call(self._place, plan)
             return overlay
 
     async def admit_blank(self, *, name: str) -> None:
         """Refuse a blank disk that cannot be made: DiskExists, NoSpace."""
-        await self._threads.call(self._admit_new, name)
+        await self.threads.call(self._admit_new, name)
 
     async def create_blank(
         self, plan: FilePlan, *, disk_format: DiskFormat, size: int
@@ -162,23 +162,23 @@ class Disks:
         May be asked for twice until `settle`, for which `plan.part` is left. Raises DiskExists,
         NoSpace, ToolFailed.
         """
-        if not await self._threads.call(folder.is_placed, plan):
-            await self._threads.call(self._require_room)
-            await write_blank(plan, disk_format=disk_format, size=size, threads=self._threads)
-            await self._threads.call(self._place, plan)
-        image = await self._threads.call(read_header, plan.path, disk_format=disk_format)
+        if not await self.threads.call(folder.is_placed, plan):
+            await self.threads.call(self._require_room)
+            await write_blank(plan, disk_format=disk_format, size=size, threads=self.threads)
+            await self.threads.call(self._place, plan)
+        image = await self.threads.call(read_header, plan.path, disk_format=disk_format)
         if (image.virtual_size, image.backing) != (size, None):
             raise ImageRefused(f"{plan.path}: reads as {image}, not as a blank disk of {size}")
         return image
 
     async def settle(self, plan: FilePlan) -> None:
         """The job has stored that it made the disk."""
-        await self._threads.call(folder.settle, plan)
+        await self.threads.call(folder.settle, plan)
 
     async def take_back(self, plan: FilePlan, *, made: bool) -> None:
         """Remove what the job wrote: the disk too where it has stored that it made it (`made`), or
         was about to."""
-        await self._threads.call(folder.take_back, plan, made=made)
+        await self.threads.call(folder.take_back, plan, made=made)
 
     async def remove(self, name: str, *, in_use: Mapping[Path, str]) -> None:
         """Remove a disk, whole or damaged; `in_use` are the files that domains have, by real paths,
@@ -187,7 +187,7 @@ class Disks:
         Raises DiskNotFound, DiskInUse where a domain has it or a disk stands on it, or ImageBusy
         where any program writes to it.
         """
-        await self._threads.call(self._remove, name, in_use)
+        await self.threads.call(self._remove, name, in_use)
 
     # ------------------------------------------------------------ in a thread
     def _files(self) -> Sequence[tuple[Path, DiskFormat]]:

@@ -194,8 +194,12 @@ def refuse_writers(path: Path) -> None:
 
 
 def make_immutable(path: Path) -> bool:
-    """Make the file unchangeable, by root too, as chattr +i does; False where that cannot be."""
-    return _set_immutable(path, wanted=True)
+    """Make the file unchangeable, by root too and after a power cut, as chattr +i does; False where
+    that cannot be."""
+    made = _set_immutable(path, wanted=True)
+    if made:
+        sync(path)
+    return made
 
 
 def make_mutable(path: Path) -> bool:

@@ -60,7 +60,7 @@ def backing_of(header: QcowHeader, path: Path) -> tuple[Path | None, DiskFormat 
     name, named_format = header.backing, header.backing_format
     if name is None:
         return None, None
-    if not name or "\0" in name or ":" in name.partition("/")[0]:
+    if not name or not name.isprintable() or ":" in name.partition("/")[0]:
         raise ImageRefused(f"{path}: stands on {name!r}, which is no file")
     backing_format = None if named_format is None else parse_format(named_format, of=path)
     return Path(os.path.realpath(path)).parent / name, backing_format

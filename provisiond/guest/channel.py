@@ -20,6 +20,7 @@ from provisiond.errors import (
     GuestLost,
     NoGuestChannel,
 )
+from provisiond.guest.pace import Pace
 from provisiond.guest.verdict import (
     MAX_WORD,
     Done,
@@ -31,6 +32,10 @@ from provisiond.guest.verdict import (
 )
 
 _MAX_LOG_LINES = 200
+# Far more words than a job has, and then so few that a hundred floods take little of the time.
+_WORDS_AT_ONCE = 1000
+_WORDS_PER_SECOND = 50.0
+_BYTES_OF_A_TURN = 1 << 14  # of what is no word and is dropped as it comes
 # How long a cancel listens for a word that the guest said before it: a round trip takes 0.2 ms.
 # Where it has to connect first, the daemon before may have read the word unstored; the script says
 # it again every 2 s.
@@ -51,6 +56,7 @@ class ChannelSignal:
         self._verdict: Verdict | None = None
         self._closed = False
         self._in_long_line = False
+        self._pace: Pace | None = Pace(burst=_WORDS_AT_ONCE, per_second=_WORDS_PER_SECOND)
 
     async def listen(self) -> None:
         """Connect; from now on every word the guest says is kept until it is read."""
@@ -85,6 +91,7 @@ class ChannelSignal:
         Raises HypervisorUnavailable while nobody can say where the channel is; ask again.
         """
         wait = _REPEATED_WORD_SECONDS if self._reader is None else _LAST_WORD_SECONDS
+        self._pace = None  # so that the word is reached; the time is what bounds a flood now
         verdict = self._verdict
         with contextlib.suppress(TimeoutError, GuestLost):  # what cannot be read now never counts
             await self.listen()
@@ -109,6 +116,8 @@ class ChannelSignal:
     async def _hear(self) -> None:
         """Take one line from the guest. Whatever is no word of this job is passed over."""
         await asyncio.sleep(0)  # lines that are read already are taken without any other wait
+        if self._pace is not None:
+            await self._pace.turn()
         await self.listen()
         if self._reader is None:
             raise GuestLost("the guest's channel is closed")
@@ -116,6 +125,8 @@ class ChannelSignal:
             untrusted_line = await self._reader.readuntil(b"\n")
         except asyncio.LimitOverrunError as error:  # longer than any word: drop what has come
             await self._reader.readexactly(error.consumed)
+            if self._pace is not None:
+                self._pace.charge(error.consumed // _BYTES_OF_A_TURN)
             self._in_long_line = True
             return
         except (asyncio.IncompleteReadError, OSError) as error:

@@ -14,6 +14,8 @@ characters before anybody sees it. `guest-agent/provision-guest` mirrors this mo
 import re
 from dataclasses import dataclass
 
+from provisiond.terminal import printable
+
 MAX_WORD = 2048
 MAX_MESSAGE = 1000
 MAX_LOG_LINE = 1500
@@ -78,7 +80,6 @@ def parse_word(untrusted_line: bytes, *, nonce: str) -> Word | None:
 
 
 def _printable(untrusted_text: str, limit: int) -> str:
-    """What a log, a record and a terminal may show: no control character, no password's hash."""
+    """What a log, a record and a terminal may show: nothing to obey, no password's hash."""
     text = _CRYPT.sub("(a password hash)", untrusted_text)
-    shown = "".join(c if c.isprintable() else "�" for c in text[:limit])
-    return shown.strip()
+    return printable(text[:limit]).strip()

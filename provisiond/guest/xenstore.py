@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from provisiond.errors import GuestLost, GuestRestarted, XenstoreFailed, XenstoreUnavailable
+from provisiond.guest.pace import Pace
 from provisiond.guest.verdict import MAX_WORD, Done, Failed, Hello, LogLine, Verdict, parse_word
 from provisiond.plan import Keys, plan_keys
 from provisiond.xenstore.client import Transaction, Xenstore
@@ -30,8 +31,10 @@ _R = TypeVar("_R")
 
 # A watch's event can be lost (oxenstored), so the keys are read again now and then.
 _LOOK_AGAIN_SECONDS = 30.0
-# A guest that writes without end is looked at so often and no oftener.
+# A guest that writes without end is looked at so often and no oftener: at first, and then.
 _BREATH_SECONDS = 0.02
+_LOOKS_AT_ONCE = 50
+_LOOKS_PER_SECOND = 5.0
 
 
 class XenstoreSignal:
@@ -65,6 +68,7 @@ class XenstoreSignal:
         self._absent_since: float | None = None
         self._expects_keys = expects_keys
         self._looked_at = 0.0
+        self._pace = Pace(burst=_LOOKS_AT_ONCE, per_second=_LOOKS_PER_SECOND)
         self._has_restarted = False
         self._sign: str | None = None
         self._verdict: Verdict | None = None
@@ -155,6 +159,7 @@ class XenstoreSignal:
                 await self._wake.wait()
         now = asyncio.get_running_loop().time()
         await asyncio.sleep(max(0.0, self._looked_at + _BREATH_SECONDS - now))
+        await self._pace.turn()
 
     async def _look(self) -> None:
         """Find the domain, see to its keys, read them; raises GuestLost."""

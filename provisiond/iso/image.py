@@ -6,6 +6,7 @@ them in a thread. pycdlib has one importer: this module.
 
 import errno
 import io
+import logging
 import os
 import re
 import stat
@@ -18,6 +19,8 @@ from pycdlib import PyCdlib
 from provisiond.errors import IsoNotDestroyed, IsoNotWritten, SettingsError
 from provisiond.iso.tree import VOLUME_LABEL
 from provisiond.plan import Plan
+
+log = logging.getLogger(__name__)
 
 _SECTOR = 2048
 # 2000-01-01 00:00:00 UTC, as ECMA-119 8.4.26.1 (volume) and 9.1.5 (directory record) write it.
@@ -105,7 +108,7 @@ def _fix_rock_ridge_dates(image: bytearray, start: int, end: int) -> None:
 
 # ---------------------------------------------------------------- on tmpfs
 def prepare_folder(folder: Path, *, mode: int, allow_disk: bool) -> None:
-    """Make the folder of the ISOs, and refuse one that is not on tmpfs unless `allow_disk`.
+    """Make the folder of the ISOs, and refuse one that is not on tmpfs; `allow_disk` only warns.
 
     Raises SettingsError: a secret must not rest on a disk.
     """
@@ -114,11 +117,15 @@ def prepare_folder(folder: Path, *, mode: int, allow_disk: bool) -> None:
         folder.chmod(mode)
     except OSError as error:
         raise SettingsError(f"runtime_dir: cannot make {folder}: {error.strerror}") from error
-    if not allow_disk and (kind := file_system(folder)) not in IN_MEMORY:
+    if (kind := file_system(folder)) in IN_MEMORY:
+        return
+    found = f"runtime_dir: {folder} is on {kind}, not on tmpfs"
+    if not allow_disk:
         raise SettingsError(
-            f"runtime_dir: {folder} is on {kind}, not on tmpfs, so a secret would reach a disk",
+            f"{found}, so a secret would reach a disk",
             hint="Put runtime_dir below /run, or set allow_iso_on_disk = true.",
         )
+    log.warning("%s: each secret reaches a disk, as allow_iso_on_disk has it", found)
 
 
 def write_iso(plan: Plan, image: bytes) -> None:

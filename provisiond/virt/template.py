@@ -15,7 +15,7 @@ from provisiond.errors import TemplateUnusable
 from provisiond.plan import CHANNEL_NAME
 from provisiond.virt.disk_xml import VIRTIO_TARGETS, remove, set_image
 from provisiond.virt.original import forget_original
-from provisiond.virt.xml import METADATA
+from provisiond.virt.xml import METADATA, parse_xml
 
 # So that what an operator reads later with virsh has the prefixes of the template.
 for _prefix, _namespace in (
@@ -27,7 +27,7 @@ for _prefix, _namespace in (
     ET.register_namespace(_prefix, _namespace)
 
 _LONGEST = 2**20  # characters of a template
-_DEEPEST = 100  # elements in one another; libvirt's own have about ten
+_LONGEST_NUMBER = 9  # digits; Python reads none of more than 4,300
 
 # What an interface keeps when it is put on another network.
 _OF_ANY_NETWORK = (
@@ -55,7 +55,7 @@ class NewDomain:
 
 
 def read_template(template_dir: Path, name: str) -> str:
-    """The text of a template; raises TemplateUnusable."""
+    """The text of a template, one XML document without entities; raises TemplateUnusable."""
     path = template_dir / f"{name}.xml"
     try:
         # Whatever is there: opening a FIFO must not wait for its writer.
@@ -67,11 +67,12 @@ def read_template(template_dir: Path, name: str) -> str:
             text = file.read(_LONGEST + 1)
             if len(text) > _LONGEST:
                 raise TemplateUnusable(f"the template {path} is longer than {_LONGEST}")
-            return text
     except OSError as error:
         raise TemplateUnusable(f"the template {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise TemplateUnusable(f"the template {path} is no UTF-8 text") from None
+    _root(text, f"the template {path}")
+    return text
 
 
 def build_domain(template: str, new: NewDomain, *, is_xen: bool) -> str:
@@ -101,37 +102,8 @@ def build_domain(template: str, new: NewDomain, *, is_xen: bool) -> str:
 
 
 # ---------------------------------------------------------------- reading
-class _NoDoctype(ET.TreeBuilder):
-    """A domain has no document type; what comes with one are entities, which may grow or fetch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._depth = 0
-
-    def doctype(self, *_declared: object) -> None:
-        raise ValueError("it has a document type")
-
-    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
-        self._depth += 1
-        if self._depth > _DEEPEST:
-            raise ValueError(f"more than {_DEEPEST} of its elements stand in one another")
-        return super().start(tag, attrs)
-
-    def end(self, tag: str, /) -> ET.Element:
-        self._depth -= 1
-        return super().end(tag)
-
-
 def _parse(template: str, new: NewDomain, *, is_xen: bool) -> ET.Element:
-    try:
-        root: ET.Element = ET.fromstring(template, ET.XMLParser(target=_NoDoctype()))
-    except ET.ParseError as error:
-        raise TemplateUnusable(
-            f"{new.name}: the template is not one XML document: {error}",
-            hint="virt-install prints one with --import, or with --print-xml 2.",
-        ) from None
-    except ValueError as error:
-        raise TemplateUnusable(f"{new.name}: the template cannot be used: {error}") from None
+    root = _root(template, f"{new.name}: the template")
     if root.tag != "domain":
         raise TemplateUnusable(
             f"{new.name}: the template is a <{root.tag}>, where a <domain> was expected"
@@ -143,6 +115,16 @@ def _parse(template: str, new: NewDomain, *, is_xen: bool) -> ET.Element:
             hint="Make the template on a host of this kind, or correct <domain type='…'>.",
         )
     return root
+
+
+def _root(template: str, what: str) -> ET.Element:
+    try:
+        return parse_xml(template)
+    except ValueError as error:
+        raise TemplateUnusable(
+            f"{what} {error}",
+            hint="virt-install prints a right one with --import, or with --print-xml 2.",
+        ) from None
 
 
 def _unusable(new: NewDomain, what: str, hint: str) -> TemplateUnusable:
@@ -196,7 +178,7 @@ def _set_vcpus(domain: ET.Element, new: NewDomain) -> None:
                 cpu.remove(topology)
     if (tune := domain.find("cputune")) is not None:
         for pin in tune.findall("vcpupin"):
-            if not pin.get("vcpu", "").isdecimal() or int(pin.get("vcpu", "")) >= new.vcpus:
+            if _number(pin.get("vcpu", "")) not in range(new.vcpus):
                 tune.remove(pin)
         remove(tune, "vcpusched", "cachetune", "memorytune")
 
@@ -204,8 +186,13 @@ def _set_vcpus(domain: ET.Element, new: NewDomain) -> None:
 def _product(topology: ET.Element) -> int:
     product = 1
     for count in topology.attrib.values():
-        product *= int(count) if count.isdecimal() else 0
+        product *= _number(count) or 0
     return product
+
+
+def _number(text: str) -> int | None:
+    """A count of vcpus; None where it is none that libvirt would take."""
+    return int(text) if len(text) <= _LONGEST_NUMBER and text.isdecimal() else None
 
 
 # ---------------------------------------------------------------- root disk

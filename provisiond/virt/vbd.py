@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from provisiond.xenstore.client import Xenstore
+from provisiond.xenstore.client import Transaction, Xenstore
 
 _CONNECTED = b"4"  # XenbusStateConnected
 # dom0's ends of disks: of the kernel and of tapdisk, and of QEMU (libxl's names for them).
@@ -76,6 +76,31 @@ async def back_ends_for(xenstore: Xenstore, domid: int) -> list[str]:
     return [
         path for folder in _BACK_ENDS for path in await _back_ends_in(xenstore, f"{folder}/{domid}")
     ]
+
+
+def domid_of(back_end: str) -> int:
+    """The domain that a back end serves."""
+    return int(back_end.split("/")[-2])
+
+
+async def remove(xenstore: Xenstore, back_end: str) -> None:
+    """Take a disk away, both ends of it and libxl's record, whether the guest lets go or not.
+
+    For one that libvirt does not know, and so does not detach. The drivers of both ends let go when
+    their nodes go; a loop device stays. libxl does the same to a disk by force (libxl_device.c).
+    """
+    domid, number = back_end.split("/")[-2:]
+    nodes = (
+        f"/local/domain/{domid}/device/vbd/{number}",
+        f"/libxl/{domid}/device/vbd/{number}",
+        back_end,
+    )
+
+    async def rm_all(transaction: Transaction) -> None:
+        for node in nodes:
+            await transaction.rm(node)
+
+    await xenstore.in_transaction(rm_all)
 
 
 async def _back_ends_in(xenstore: Xenstore, folder: str) -> list[str]:

@@ -13,6 +13,8 @@ from pathlib import Path
 XEN_TARGETS = tuple(f"xvd{letter}" for letter in "ponmlkjihgfe")
 SCSI_TARGETS = tuple(f"sd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
 
+_DEEPEST = 100  # elements in one another; libvirt's own have about ten
+
 # What provisiond writes into the `<metadata>` of a domain that it makes (virt/template.py).
 METADATA = "urn:provisiond:guest:1"
 
@@ -91,12 +93,42 @@ class DomainXml:
         return max((c.index for c in self.scsi_controllers), default=-1) + 1
 
 
+class _Plain(ET.TreeBuilder):
+    """Elements and text. What comes with a document type are entities, which may grow or fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def doctype(self, *_declared: object) -> None:
+        raise ValueError("has a document type, which may bring entities with it")
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise ValueError(f"has more than {_DEEPEST} elements in one another")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ET.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
+def parse_xml(text: str) -> ET.Element:
+    """The root of a document that has no document type; raises ValueError.
+
+    All XML that comes from outside this process is read here.
+    """
+    try:
+        root: ET.Element = ET.fromstring(text, ET.XMLParser(target=_Plain()))
+    except ET.ParseError as error:
+        raise ValueError(f"is not one XML document: {error}") from None
+    return root
+
+
 def parse_domain(xml: str) -> DomainXml:
     """Read a `<domain>`; raises ValueError where it is none."""
-    try:
-        root = ET.fromstring(xml)
-    except ET.ParseError as error:
-        raise ValueError(f"no XML: {error}") from error
+    root = parse_xml(xml)
     if root.tag != "domain":
         raise ValueError(f"<{root.tag}> where a <domain> was expected")
     domid = root.get("id")

@@ -39,6 +39,10 @@ _PLACES = (
     Path("/proc/xen/xenbus"),
 )
 
+# The pause after a conflict: a guest that writes without end may cause one after the other.
+_CONFLICT_SECONDS = 0.001
+_LONGEST_CONFLICT_SECONDS = 0.1
+
 
 def find_xenstore(environment: Mapping[str, str] = os.environ) -> Path:
     """Where xenstored is reached: XENSTORED_PATH, its sockets, xenbus."""
@@ -247,13 +251,16 @@ class Xenstore(Calls):
     async def in_transaction(self, work: Callable[["Transaction"], Awaitable[_R]]) -> _R:
         """Do `work` as a whole, or not at all where it raises.
 
-        It is done again whenever somebody else has changed what it saw; the caller's time limit
-        ends that.
+        It is done again, ever more slowly, whenever somebody else has changed what it saw; the
+        caller's time limit ends that.
         """
+        pause = 0.0
         while True:
             with contextlib.suppress(BlockingIOError):  # EAGAIN
                 async with self.transaction() as transaction:
                     return await work(transaction)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause + _CONFLICT_SECONDS, _LONGEST_CONFLICT_SECONDS)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator["Transaction"]:

@@ -31,6 +31,7 @@ WATCH_EVENT = int(Op.WATCH_EVENT)
 ERROR = int(Op.ERROR)
 DIRECTORY_PART = 22  # xs_wire.h; younger than pyxs
 
+_LONGEST_NUMBER = 10  # digits of 32 bits
 MAX_PAYLOAD = 4096
 # oxenstored sends directory replies over 4,096 bytes. What claims more than this is no xenstored.
 MAX_REPLY = 1 << 20
@@ -56,7 +57,8 @@ class Reply:
         if not self.failed:
             return self.payload
         name = self.payload.rstrip(b"\0").decode("ascii", errors="replace")
-        number = getattr(errno, name, errno.EIO)  # EQUOTA, for one, is no errno of Linux
+        is_ours = name in errno.errorcode.values()
+        number = getattr(errno, name) if is_ours else errno.EIO  # EQUOTA, for one, is none of Linux
         raise OSError(number, f"xenstore: {name} ({os.strerror(number)})")
 
 
@@ -127,8 +129,8 @@ def parse_strings(payload: bytes) -> list[str]:
 def parse_number(payload: bytes) -> int:
     """The id of a transaction; raises NotXenstore where it is none."""
     digits = payload.rstrip(b"\0")
-    if not digits.isdigit():
-        raise NotXenstore(f"{payload!r} is no number")
+    if not digits.isdigit() or len(digits) > _LONGEST_NUMBER:
+        raise NotXenstore(f"{payload[:20]!r} is no number")
     return int(digits)
 
 

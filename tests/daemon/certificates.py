@@ -4,6 +4,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.daemon.program import Daemon
+
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
 
 
@@ -33,6 +35,23 @@ def make_certificate(
         *("-addext", f"subjectAltName={names}"),
         *("-addext", "basicConstraints=critical,CA:FALSE"),
     )
+
+
+def tls_settings(own: Certificate, *, clients: Certificate) -> dict[str, object]:
+    """A daemon's that serves over TLS on loopback, on a port of the kernel's choice, for whom this
+    authority knows."""
+    return {
+        "listen": "127.0.0.1:0",
+        "tls_certificate": str(own.certificate),
+        "tls_key": str(own.key),
+        "tls_client_ca": str(clients.certificate),
+    }
+
+
+def tls_port(daemon: Daemon) -> int:
+    """The port that a daemon with these settings says it serves on."""
+    line = next(line for line in daemon.said().splitlines() if "127.0.0.1 port" in line)
+    return int(line.rpartition(" ")[2])
 
 
 def _make(folder: Path, name: str, *more: str) -> Certificate:

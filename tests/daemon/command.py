@@ -41,6 +41,7 @@ class Command:
 
     socket: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    prefix: tuple[Word, ...] = ()
 
     async def run(self, *words: Word, stdin: bytes = b"", stdout: int | None = None) -> Ended:
         """The command from its start to its end, without any terminal."""
@@ -101,9 +102,9 @@ class Command:
         return proposed.decode().split()
 
     def _argv(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
-        # Tests that run in the background of a shell would pass on that Ctrl-C is ignored.
-        default = ("env", "--default-signal=INT")
-        return (*default, PROVISIONCTL, "--socket", self.socket, *words)
+        # Tests that run in the background of a shell would pass on that both are ignored.
+        default = ("env", "--default-signal=INT,QUIT")
+        return (*default, *self.prefix, PROVISIONCTL, "--socket", self.socket, *words)
 
     def _environment(self) -> dict[str, str]:
         usual = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "TERM": "xterm"}
@@ -140,6 +141,11 @@ class Terminal:
         self._hung_up = False
         self.shown = b""
         asyncio.get_running_loop().add_reader(descriptor, self._read)
+
+    @property
+    def pid(self) -> int:
+        """The command's."""
+        return self._process.pid
 
     def type(self, text: bytes) -> None:
         """Press the keys."""

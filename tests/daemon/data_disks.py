@@ -53,10 +53,6 @@ async def holders(daemon: Daemon) -> dict[str, str | None]:
     return {disk["name"]: disk["domain"] for disk in listed}
 
 
-def states(job: Json) -> list[str]:
-    return [event["state"] for event in job["history"]]
-
-
 def content_hash(path: str, disk_format: str) -> str:
     """The SHA-256 of what a guest reads from the disk."""
     raw = Path(path).with_name("content.raw")

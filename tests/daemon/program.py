@@ -3,9 +3,10 @@
 import asyncio
 import os
 import signal
+import ssl
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import httpx
 
 PROVISIOND = Path(sys.executable).with_name("provisiond")
-START_SECONDS = 30
+START_SECONDS = 120  # a busy machine takes its time
 Json = dict[str, Any]
 # The states of a job that goes well, in their order.
 STORY = [
@@ -42,7 +43,9 @@ class Api(ABC):
         """What the daemon has logged, for the message of a failed test."""
 
     def http(self, *, seconds: float | None = 30) -> httpx.AsyncClient:
-        transport = httpx.AsyncHTTPTransport(uds=str(self.socket))
+        # Without authorities, which no Unix socket has: to read them would take longer than to ask.
+        no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        transport = httpx.AsyncHTTPTransport(uds=str(self.socket), verify=no_tls)
         return httpx.AsyncClient(transport=transport, base_url="http://provisiond", timeout=seconds)
 
     async def get(self, path: str) -> httpx.Response:
@@ -76,6 +79,13 @@ class Api(ABC):
         ):
             assert reply.status_code == 200, await reply.aread()
             yield Events(reply)
+
+    async def ended(self, job_id: str) -> Json:
+        """The job at its end, whichever it is."""
+        async with self.events(f"/v1/jobs/{job_id}/events") as events:
+            async for _ in events:
+                pass
+        return await self.job(job_id)
 
     async def wait_for(self, job_id: str, *states: str) -> Json:
         """The job, once it has come to one of `states` (or has ended in another: a failure)."""
@@ -154,12 +164,16 @@ class Daemon(Api):
     async def start(self) -> None:
         """Start the process and wait until it answers."""
         process = await self.spawn()
+        await self.until_it_answers(lambda: process.returncode is not None)
+
+    async def until_it_answers(self, has_ended: Callable[[], bool]) -> None:
+        """Wait until the process serves; RuntimeError with its log if it has ended instead."""
         async with asyncio.timeout(START_SECONDS), self.http() as http:
             while True:
                 try:
                     await http.get("/healthz")
                 except httpx.TransportError:
-                    if process.returncode is not None:
+                    if has_ended():
                         raise RuntimeError(self.log.read_text()) from None
                     await asyncio.sleep(0.02)
                 else:
@@ -167,11 +181,11 @@ class Daemon(Api):
 
     async def stop(self) -> int:
         """SIGTERM, and the exit status."""
-        return await self._end(signal.SIGTERM)
+        return await self.end(signal.SIGTERM)
 
     async def kill(self) -> None:
         """SIGKILL: the power cut that a test can have."""
-        await self._end(signal.SIGKILL)
+        await self.end(signal.SIGKILL)
 
     async def run_to_its_end(self) -> tuple[int, str]:
         """For a daemon that refuses to start: exit status and what it said."""
@@ -180,7 +194,8 @@ class Daemon(Api):
             status = await process.wait()
         return status, self.log.read_text()
 
-    async def _end(self, how: signal.Signals) -> int:
+    async def end(self, how: signal.Signals) -> int:
+        """End the process by this signal; what it ended with (a signal's number is negative)."""
         if self.process is None:
             return 0
         if self.process.returncode is None:
@@ -224,6 +239,16 @@ def request(domain: str, **changes: object) -> Json:
         else:
             body["config"][key] = value
     return body
+
+
+def states(job: Json) -> list[str]:
+    """The state of each line of a job's history."""
+    return [event["state"] for event in job["history"]]
+
+
+def facts(job: Json) -> list[str]:
+    """The states in their order; a note leaves a job in the state that it has."""
+    return list(dict.fromkeys(states(job)))
 
 
 def _toml(value: object) -> str:

@@ -97,7 +97,7 @@ async def test_what_is_there_but_not_so_says_how(daemon: Daemon) -> None:
     async with daemon.http() as http:
         put = await http.put("/v1/jobs")
         assert (put.status_code, put.json()["code"]) == (405, "method_not_allowed")
-        assert "POST" in put.headers["allow"]
+        assert put.headers["allow"] == "GET, POST"
         far = await http.get("/v1/events", headers={"Last-Event-ID": str(2**63)})
         assert (far.status_code, far.json()["fields"][0]["field"]) == (422, "last-event-id")
         assert (await http.get("/v1/jobs/")).status_code == 404
@@ -136,4 +136,12 @@ async def test_domains_health_metrics_and_openapi_are_served(daemon: Daemon) -> 
     paths = (await daemon.get("/openapi.json")).json()["paths"]
     assert {"/v1/jobs", "/v1/jobs/{job_id}", "/v1/events", "/v1/domains"} <= set(paths)
     replies = paths["/v1/jobs"]["post"]["responses"]
-    assert list(replies["4XX"]["content"]) == ["application/problem+json"]
+    refusals = {status for status in replies if status >= "400"}
+    assert refusals == {"400", "403", "404", "409", "413", "422", "429", "500", "503", "507"}
+    for status in refusals:
+        assert list(replies[status]["content"]) == ["application/problem+json"]
+    (header,) = paths["/v1/events"]["get"]["parameters"]
+    assert (header["schema"]["type"], header["schema"]["maximum"]) == ("integer", 2**63 - 1)
+    unwell = paths["/healthz"]["get"]["responses"]["503"]["content"]
+    assert unwell["application/json"]["schema"]["$ref"].endswith("/HealthView")
+    assert unwell["application/problem+json"]["schema"]["$ref"].endswith("/ErrorReply")

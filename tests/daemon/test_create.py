@@ -92,10 +92,12 @@ async def test_what_cannot_be_made_is_refused_and_nothing_was_done(
     creating: Daemon,
 ) -> None:
     (creating.template_dir / "broken.xml").write_text("<domain type='qemu'>")
+    (creating.template_dir / "foreign.xml").write_text("<domain type='bhyve'/>")
     for number, (body, status, code) in enumerate(
         (
             (create_of("web1", base="absent"), 404, "base_not_found"),
             (create_of("web1", template="absent"), 409, "template_unusable"),
+            (create_of("web1", template="broken"), 409, "template_unusable"),
             (create_of("web1", size=2**20), 409, "size_too_small"),
             (create_of("web1", format="vhd"), 409, "vhd_needs_tapdisk"),
             (create_of("web1", network="a", bridge="b"), 422, "invalid_request"),
@@ -105,7 +107,7 @@ async def test_what_cannot_be_made_is_refused_and_nothing_was_done(
     ):
         reply = await creating.post(body | {"request_id": f"r{number}"})
         assert (reply.status_code, reply.json()["code"]) == (status, code), reply.text
-    job = await run_job(creating, create_of("web1", template="broken"), "FAILED")
+    job = await run_job(creating, create_of("web1", template="foreign"), "FAILED")
     assert job["failure"]["code"] == "template_unusable"
     assert await names_of(creating) == []
     assert files_of(creating) == BASE_ONLY
@@ -196,10 +198,7 @@ async def test_a_power_cut_at_any_fact_leaves_a_whole_guest_or_none(
                 break
     await creating.kill()
     await creating.start()
-    async with creating.events(f"/v1/jobs/{job['id']}/events") as events:
-        async for _ in events:
-            pass
-    job = await creating.job(job["id"])
+    job = await creating.ended(job["id"])
     assert list(creating.iso_folder.iterdir()) == []
     if job["state"] == "SUCCEEDED":
         assert (await told(lab, "web1", "hostname")).strip() == "web1"

@@ -22,11 +22,10 @@ from tests.daemon.data_disks import (
     hash_in_guest,
     holders,
     seen,
-    states,
 )
 from tests.daemon.host import Host, in_guest, with_guests
 from tests.daemon.images import MIB, files_of, run_job
-from tests.daemon.program import Daemon
+from tests.daemon.program import Daemon, states
 from tests.lab.embed import kept_xml
 
 pytestmark = [with_guests, pytest.mark.timeout(120)]

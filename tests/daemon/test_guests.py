@@ -11,24 +11,14 @@ from pathlib import Path
 import pytest
 from passlib.hash import sha512_crypt
 
-from tests.daemon.program import STORY, Daemon, Json, request
-from tests.lab.console import open_console
+from tests.daemon.canary import files_below, found
+from tests.daemon.host import in_guest
+from tests.daemon.program import STORY, Daemon, Json, request, states
 from tests.lab.initramfs import STEPS
 from tests.lab.program import Lab, Running
 
 PASSWORD = "correct horse"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl ops"
-
-
-def states(job: Json) -> list[str]:
-    return [event["state"] for event in job["history"]]
-
-
-async def in_guest(guest: Running, command: str) -> str:
-    async with asyncio.timeout(60), open_console(guest.shell) as console:
-        answer = await console.run(command)
-    assert answer.status == 0, answer
-    return answer.output
 
 
 async def assert_nothing_is_left(daemon: Daemon, lab: Lab, job: Json) -> None:
@@ -88,13 +78,9 @@ async def test_a_guest_is_provisioned_and_nothing_of_the_secret_is_left(
     assert "PROVISION" not in await in_guest(guest, "cat /proc/mounts; ls /run")
 
     await assert_nothing_is_left(guest_daemon, lab, job)
-    files = [path for path in guest_daemon.folder.rglob("*") if path.is_file()]
-    assert guest_daemon.state_file in files
-    for path in files:
-        content = path.read_bytes()
-        assert PASSWORD.encode() not in content, path
-        assert hashed.encode() not in content, path
-    assert hashed not in guest.log.read_text()
+    left = files_below(guest_daemon.folder, lab.root)
+    known = {f"{guest_daemon.state_file}": "web1.example.org", f"{guest_daemon.log}": guest.name}
+    assert found([PASSWORD, hashed], left, known=known) == []
 
 
 async def test_each_step_of_the_script_that_fails_is_named_by_the_host(

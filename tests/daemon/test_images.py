@@ -21,14 +21,10 @@ from tests.daemon.images import (
     raw_image,
     run_job,
 )
-from tests.daemon.program import Daemon, Json
+from tests.daemon.program import Daemon, Json, states
 
 IMPORT = ["ACCEPTED", "IMAGE_WRITTEN", "SUCCEEDED"]
 OVERLAY = ["ACCEPTED", "DISKS_CREATED", "SUCCEEDED"]
-
-
-def states(job: Json) -> list[str]:
-    return [event["state"] for event in job["history"]]
 
 
 def sha256(path: Path) -> str:

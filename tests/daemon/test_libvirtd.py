@@ -1,23 +1,22 @@
 """provisiond beside a libvirtd that is a process of its own, dies, hangs and comes back."""
 
 import asyncio
+import contextlib
 import pwd
 import stat
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.daemon.program import STORY, Daemon, Json, request
+from tests.daemon.canary import Place, files_below, found, processes
+from tests.daemon.notified import Notified
+from tests.daemon.program import STORY, Daemon, Json, facts, request
 from tests.lab.domain import Guest, kernel_words
 from tests.lab.libvirtd import Libvirtd
 from tests.lab.program import Running
+from tests.virt.guests import domain
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def facts(job: Json) -> list[str]:
-    """The states in their order; a note leaves a job in the state that it has."""
-    return list(dict.fromkeys(event["state"] for event in job["history"]))
 
 
 def start_guest(libvirtd: Libvirtd, name: str, *, delay: int = 0, silent: bool = False) -> Running:
@@ -68,6 +67,22 @@ def assert_nothing_is_left(daemon: Daemon, libvirtd: Libvirtd, job: Json) -> Non
     assert ".iso" not in libvirtd.xml(job["subject"])
 
 
+def secret_places(libvirtd: Libvirtd, daemon: Daemon, guest: Running) -> list[str]:
+    """Where the password or a hash is, in all that libvirtd makes of the job, but for the ISO."""
+    places = (
+        Place("live XML", libvirtd.xml(guest.name).encode()),
+        *processes(libvirtd.folder, daemon.folder),
+        *files_below(libvirtd.folder, daemon.folder, but=daemon.iso_folder),
+    )
+    known = {
+        "live XML": guest.uuid,
+        "arguments of *": f"guest={guest.name}",
+        "environment of *": "PATH=",
+        f"{daemon.log}": guest.name,
+    }
+    return found([request(guest.name)["config"]["password"]], places, known=known)
+
+
 async def test_a_guest_is_provisioned_whose_qemu_is_another_user(
     libvirtd: Libvirtd, system_daemon: Daemon
 ) -> None:
@@ -81,6 +96,7 @@ async def test_a_guest_is_provisioned_whose_qemu_is_another_user(
     assert stat.S_IMODE(iso.stat().st_mode) == 0o600
     assert iso.stat().st_uid == pwd.getpwnam("libvirt-qemu").pw_uid
     assert str(iso) in libvirtd.xml(guest.name)
+    assert secret_places(libvirtd, system_daemon, guest) == []
     job = await system_daemon.wait_for(job["id"], "SUCCEEDED")
     assert facts(job) == STORY
     assert_nothing_is_left(system_daemon, libvirtd, job)
@@ -171,6 +187,23 @@ async def test_libvirtd_away_beyond_the_deadline_is_the_reason_given_and_nothing
     assert_nothing_is_left(system_daemon, libvirtd, second)
 
 
+async def test_a_guest_that_was_paused_is_the_reason_why_it_did_not_answer(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    guest = start_guest(libvirtd, "paused", silent=True)
+    system_daemon.settings["ready_seconds"] = 1
+    await system_daemon.start()
+    job = await system_daemon.submit(request(guest.name, deadline_seconds=15))
+    await system_daemon.wait_for(job["id"], "ISO_ATTACHED")
+    with domain(libvirtd, guest.uuid) as found:
+        found.suspend()
+        job = await system_daemon.wait_for(job["id"], "FAILED")
+        found.resume()
+    assert job["failure"]["code"] == "deadline_exceeded"
+    assert "The domain is paused" in job["failure"]["hint"]
+    assert_nothing_is_left(system_daemon, libvirtd, job)
+
+
 async def test_provisiond_goes_on_that_was_started_before_libvirtd(
     libvirtd: Libvirtd, system_daemon: Daemon
 ) -> None:
@@ -244,3 +277,18 @@ async def test_domains_whose_qemu_hangs_do_not_hold_up_another(
     assert ".iso" not in libvirtd.xml(free.name)
     for guest in stuck:
         libvirtd.thaw_qemu(guest.name)
+
+
+async def test_a_libvirtd_that_holds_every_thread_is_told_to_systemd_and_ends_nobody(
+    libvirtd: Libvirtd, system_daemon: Daemon
+) -> None:
+    with contextlib.closing(Notified(system_daemon, watchdog="2000000")) as notified:
+        await system_daemon.start()
+        await notified.wait_for("STATUS=0 unfinished jobs", "WATCHDOG=1")
+        libvirtd.freeze()
+        asked = [asyncio.create_task(system_daemon.get("/v1/domains")) for _ in range(40)]
+        await notified.wait_for("STATUS=0 unfinished jobs; libvirt does not answer", "WATCHDOG=1")
+        libvirtd.thaw()
+        await asyncio.gather(*asked)
+        await notified.wait_for("STATUS=0 unfinished jobs", "WATCHDOG=1")
+    assert system_daemon.said().count("libvirt: calls that hang hold every thread") == 1

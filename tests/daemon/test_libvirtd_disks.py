@@ -6,7 +6,6 @@ Here a power cut is provisiond's alone, as on a real host: what libvirtd was ask
 import asyncio
 import hashlib
 import pwd
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,13 @@ from tests.daemon.data_disks import (
     hash_in_guest,
     holders,
     seen,
-    states,
 )
 from tests.daemon.host import in_guest
 from tests.daemon.images import MIB, files_of, import_of, run_job
-from tests.daemon.program import STORY, Daemon, Json, request
+from tests.daemon.program import STORY, Daemon, Json, facts, request, states
 from tests.daemon.test_libvirtd import start_guest, stuck_in_monitor
 from tests.lab.disk import DiskGuestFiles
-from tests.lab.domain import Guest, shell_path, template_xml
-from tests.lab.initramfs import GuestFiles
+from tests.lab.domain import shell_path
 from tests.lab.libvirtd import Libvirtd
 from tests.lab.program import Running
 from tests.virt.guests import domain
@@ -72,10 +69,8 @@ async def delete_disk(daemon: Daemon, name: str) -> tuple[int, Any]:
 async def test_a_guest_over_an_immutable_base_and_its_data_disk_where_qemu_is_another_user(
     libvirtd: Libvirtd, system_daemon: Daemon, disk_guest_files: DiskGuestFiles
 ) -> None:
-    initramfs = shutil.copyfile(disk_guest_files.boot.initramfs, libvirtd.folder / "disk-initramfs")
-    boot = GuestFiles(kernel=libvirtd.folder / "kernel", initramfs=initramfs)
     system_daemon.template_dir.mkdir()
-    template = template_xml(Guest("any"), files=boot, folder=libvirtd.folder)
+    template = libvirtd.template(disk_guest_files.boot)
     (system_daemon.template_dir / "default.xml").write_text(template)
     (system_daemon.folder / "elsewhere").mkdir(mode=0o755)
     system_daemon.image_dir.symlink_to("elsewhere")  # as where the images have a disk of their own
@@ -84,7 +79,7 @@ async def test_a_guest_over_an_immutable_base_and_its_data_disk_where_qemu_is_an
     await run_job(system_daemon, import_of(disk_guest_files.image, name="tiny"))
     base = (await system_daemon.get("/v1/bases/tiny")).json()
     job = await run_job(system_daemon, request("web1") | {"create": {"base": "tiny"}})
-    assert list(dict.fromkeys(states(job))) == STORY
+    assert facts(job) == STORY
     (overlay,) = (await disks_of(system_daemon, "web1")).values()
     qemu = pwd.getpwnam("libvirt-qemu").pw_uid
     assert Path(overlay["source"]).stat().st_uid == qemu

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-import socket
 import sqlite3
 import stat
 from pathlib import Path
 
+from tests.daemon.hold import holding
+from tests.daemon.notified import Notified
 from tests.daemon.program import Daemon
 from tests.xenstore.daemon import Xenstored
 
@@ -76,7 +77,7 @@ async def test_a_corrupt_state_file_is_refused_and_left_as_it_is(idle_daemon: Da
     idle_daemon.state_file.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
     before = idle_daemon.state_file.read_bytes()
     status, said = await idle_daemon.run_to_its_end()
-    assert status == 1
+    assert status == 78
     assert "state_unusable" in said
     assert str(idle_daemon.state_file) in said
     assert idle_daemon.state_file.read_bytes() == before
@@ -89,7 +90,7 @@ async def test_a_state_file_of_a_newer_provisiond_is_refused(daemon: Daemon) -> 
     connection.close()
     daemon.log.unlink()
     status, said = await daemon.run_to_its_end()
-    assert status == 1
+    assert status == 78
     assert "schema version 99" in said
 
 
@@ -102,7 +103,7 @@ async def test_a_stored_job_that_cannot_be_read_stops_the_start(daemon: Daemon) 
         )
     daemon.log.unlink()
     status, said = await daemon.run_to_its_end()
-    assert status == 1
+    assert status == 78
     assert "state_unusable" in said
     assert "Traceback" not in said
 
@@ -135,6 +136,17 @@ async def test_a_runtime_directory_on_a_disk_is_refused(
     assert "wrong_setting" in said
     assert "tmpfs" in said
     assert "allow_iso_on_disk" in said
+
+
+async def test_a_runtime_directory_on_a_disk_that_is_allowed_is_warned_of_at_each_start(
+    idle_daemon: Daemon, tmp_path: Path
+) -> None:
+    idle_daemon.settings |= {"runtime_dir": str(tmp_path), "allow_iso_on_disk": True}
+    for starts in (1, 2):
+        await idle_daemon.start()
+        assert await idle_daemon.stop() == 0
+        assert idle_daemon.said().count(f"WARNING runtime_dir: {tmp_path}/iso is on ") == starts
+        assert idle_daemon.said().count("each secret reaches a disk") == starts
 
 
 async def test_each_wrong_setting_is_named(idle_daemon: Daemon) -> None:
@@ -189,19 +201,28 @@ async def test_without_xen_nobody_asks_for_xenstore(daemon: Daemon) -> None:
 
 
 async def test_systemd_hears_ready_status_watchdog_and_stopping(idle_daemon: Daemon) -> None:
-    path = idle_daemon.folder / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.bind(str(path))
-        notified.setblocking(False)
-        idle_daemon.environment = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "200000"}
+    with contextlib.closing(Notified(idle_daemon, watchdog="200000")) as notified:
         await idle_daemon.start()
-        said = ""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(10):
-            while said.count("WATCHDOG=1") < 3 or "READY=1" not in said:
-                said += (await loop.sock_recv(notified, 4096)).decode() + "\n"
-        assert "STATUS=0 unfinished jobs" in said
+        await notified.wait_for("READY=1")
+        for _ in range(3):
+            await notified.wait_for("STATUS=0 unfinished jobs", "WATCHDOG=1")
         await idle_daemon.stop()
-        async with asyncio.timeout(10):
-            while "STOPPING=1" not in said:
-                said += (await loop.sock_recv(notified, 4096)).decode() + "\n"
+        await notified.wait_for("STOPPING=1")
+
+
+async def test_systemd_hears_of_stuck_workers_and_no_watchdog_until_they_go_on(
+    idle_daemon: Daemon,
+) -> None:
+    stuck = "stuck: state file, config ISOs, golden bases, disks, passwords and templates"
+    with contextlib.closing(Notified(idle_daemon, watchdog="2000000")) as notified:
+        await idle_daemon.start()
+        await notified.wait_for("WATCHDOG=1")
+        assert idle_daemon.process is not None
+        async with holding("workers", idle_daemon.process.pid):
+            await notified.wait_for(f"STATUS=0 unfinished jobs; {stuck}")
+            assert (await idle_daemon.get("/openapi.json")).status_code == 200  # the loop goes on
+            for _ in range(3):
+                assert await notified.next() == [f"STATUS=0 unfinished jobs; {stuck}"]
+        await notified.wait_for("STATUS=0 unfinished jobs", "WATCHDOG=1")
+    assert idle_daemon.said().count("state file: no answer for 1 s") == 1
+    assert idle_daemon.said().count("state file: answers again") == 1

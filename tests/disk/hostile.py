@@ -56,6 +56,12 @@ def _json_over_secret(path: Path, secret: Path) -> None:
     patch(path, ">QI", 8, 1024, len(name))
 
 
+def _escapes_in_name(path: Path, secret: Path) -> None:
+    base = secret.with_name("\x1b[2J")
+    base.write_bytes(bytes(512))
+    make_overlay(path, base, base_format=RAW)
+
+
 def _data_in_secret(path: Path, secret: Path) -> None:
     # qemu-img writes over the file that shall hold the data: it gets another one first.
     stand_in = path.with_name("d" * len(secret.name))
@@ -133,6 +139,7 @@ HOSTILE = [
     Hostile("a secret as backing file", QCOW2, "stands on another image", _over_secret),
     Hostile("the same as qcow", QCOW, "stands on another image", _qcow_over_secret),
     Hostile("the same by JSON", QCOW2, "stands on 'json:.*', which is no file", _json_over_secret),
+    Hostile("escapes in the name", QCOW2, r"stands on '.*/\\x1b\[2J', which", _escapes_in_name),
     Hostile("a secret as data file", QCOW2, "keeps its data in another file", _data_in_secret),
     Hostile("a data file, unnamed", QCOW2, "keeps its data in another", _patched(">Q", 72, 4)),
     Hostile("unknown features", QCOW2, "features that nobody here", _patched(">Q", 72, 1 << 40)),

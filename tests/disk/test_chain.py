@@ -1,6 +1,8 @@
 """What qemu-img tells becomes types, and nothing that it does not tell is made up."""
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from provisiond.api.requests import DiskFormat
 from provisiond.disk.chain import (
+    QEMU_NAMES,
     DiskChain,
     DiskImage,
     check_overlay,
@@ -67,6 +70,9 @@ def test_a_vhd_has_its_own_name_here() -> None:
         ({"actual-size": "1"}, "'1' is no size"),
         ({"filename": "nbd://host/x"}, "no absolute path"),
         ({"full-backing-filename": "json:{}"}, "'json:{}' is no absolute path"),
+        ({"full-backing-filename": "/b/\x1b[2J"}, r"'/b/\\x1b\[2J' is no absolute path"),
+        ({"filename": "/d/\ud800"}, r"an image: '/d/\\ud800' is no absolute path"),
+        ({"virtual-size": 2**63}, f"{2**63} is no size"),
         ({"backing-filename-format": "luks"}, "the format 'luks'"),
     ],
 )
@@ -88,9 +94,56 @@ def test_a_chain_with_a_missing_link_is_refused() -> None:
 def test_whatever_is_told_is_an_image_or_refused(answer: Any) -> None:
     for parse in (parse_info, parse_chain):
         try:
-            parse(json.dumps(answer))
-        except ImageRefused:
-            pass
+            found = parse(json.dumps(answer))
+        except ImageRefused as refusal:
+            assert_can_be_shown(refusal.message)
+            continue
+        images = found.images if isinstance(found, DiskChain) else (found,)
+        for image in images:
+            assert_can_be_shown(str(image.path), str(image.backing))
+            assert 0 <= image.virtual_size < 2**63
+
+
+def assert_can_be_shown(*texts: str) -> None:
+    assert all(text.isprintable() for text in texts), texts
+
+
+paths = st.lists(
+    st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="/"), min_size=1),
+    min_size=1,
+    max_size=3,
+).map(lambda parts: Path("/" + "/".join(parts)))
+sizes = st.integers(0, 2**63 - 1)
+images = st.builds(
+    DiskImage,
+    path=paths,
+    format=st.sampled_from(DiskFormat),
+    virtual_size=sizes,
+    file_size=sizes,
+    backing=st.none(),
+    backing_format=st.none() | st.sampled_from(DiskFormat),
+)
+
+
+@given(st.lists(images, min_size=1, max_size=5))
+def test_a_chain_reads_back_as_qemu_img_tells_of_it(told: list[DiskImage]) -> None:
+    linked = [replace(upper, backing=lower.path) for upper, lower in pairwise(told)]
+    chain = DiskChain((*linked, told[-1]))
+    assert parse_chain(json.dumps([as_told(image) for image in chain.images])) == chain
+    assert parse_info(json.dumps(as_told(chain.top))) == chain.top
+
+
+def as_told(image: DiskImage) -> dict[str, Any]:
+    backing = {"full-backing-filename": str(image.backing)} if image.backing else {}
+    if image.backing_format is not None:
+        backing["backing-filename-format"] = QEMU_NAMES[image.backing_format]
+    return {
+        "filename": str(image.path),
+        "format": QEMU_NAMES[image.format],
+        "virtual-size": image.virtual_size,
+        "actual-size": image.file_size,
+        **backing,
+    }
 
 
 @given(st.text())

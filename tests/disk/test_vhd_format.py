@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import struct
 import subprocess
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -18,6 +19,7 @@ from provisiond.disk.vhd_format import (
     MAX_LOCATOR,
     MAX_SIZE,
     SECTOR,
+    UNUSED,
     DiskType,
     DynamicHeader,
     Footer,
@@ -26,6 +28,7 @@ from provisiond.disk.vhd_format import (
     ParentLocator,
     build_footer,
     build_header,
+    check_blocks,
     check_layout,
     checksum,
     choose_footer,
@@ -143,6 +146,29 @@ def test_whatever_the_bytes_are_they_are_read_or_refused(footer: bytes, header: 
     ):
         with contextlib.suppress(ImageRefused):
             read()
+
+
+@given(
+    st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 9000) | st.just(UNUSED), max_size=8),
+    st.integers(0, 5 * 2**20),
+    st.sampled_from([2**19, 2**20, 2**21]),
+)
+def test_a_block_that_is_taken_lies_in_the_file_with_its_bitmap(
+    table: list[int], file_size: int, block_size: int
+) -> None:
+    header = DynamicHeader(FIRST_FREE, max_table_entries=len(table), block_size=block_size)
+    bitmap = max(SECTOR, block_size // SECTOR // 8)
+    all_inside = all(
+        sector == UNUSED
+        or FIRST_FREE <= sector * SECTOR <= file_size - FOOTER_SIZE - bitmap - block_size
+        for sector in table
+    )
+    try:
+        check_blocks(header, struct.pack(f">{len(table)}I", *table), file_size=file_size)
+    except ImageRefused:
+        assert not all_inside
+    else:
+        assert all_inside
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tests.lab.disk import disk_guest_files
 from tests.lab.domain import Guest, kernel_words, shell_path, template_xml
-from tests.lab.embed import lab_folder
+from tests.lab.embed import end_process, lab_folder, qemu_pids
 from tests.lab.fixtures import TMPFS, fresh_root
-from tests.lab.initramfs import GuestFiles, guest_files
+from tests.lab.initramfs import guest_files
 from tests.lab.libvirtd import Libvirtd
 from tests.lab.program import Lab, Running
 
@@ -32,8 +32,12 @@ class GuestHost(ABC):
         """A guest that the daemon has made."""
 
     @abstractmethod
-    def template(self, *, silent: bool) -> str:
-        """The operator's template of guests on a disk."""
+    def end_all(self) -> None:
+        """The host has no power: no QEMU, and nothing of libvirt's that is on tmpfs."""
+
+    @abstractmethod
+    def template(self, *words: str) -> str:
+        """The operator's template of guests on a disk, with more words for their kernel."""
 
 
 class Embedded(GuestHost):
@@ -50,8 +54,14 @@ class Embedded(GuestHost):
     def running(self, name: str) -> Running:
         return self._lab.running(name)
 
-    def template(self, *, silent: bool) -> str:
-        model = Guest("any", kernel_words=kernel_words(silent=silent))
+    def end_all(self) -> None:
+        while pids := list(qemu_pids(self.root)):
+            for pid in pids:
+                end_process(pid)
+        shutil.rmtree(self.root / "run", ignore_errors=True)
+
+    def template(self, *words: str) -> str:
+        model = Guest("any", kernel_words=words)
         folder = lab_folder(self.root)
         return template_xml(model, files=disk_guest_files().boot, folder=folder)
 
@@ -73,12 +83,11 @@ class Beside(GuestHost):
         log = self._libvirtd.log
         return Running(name=name, uuid="", mac="", uri=self.uri, log=log, shell=shell)
 
-    def template(self, *, silent: bool) -> str:
-        initramfs = self.root / "disk-initramfs"
-        shutil.copyfile(disk_guest_files().boot.initramfs, initramfs)
-        boot = GuestFiles(kernel=self.root / "kernel", initramfs=initramfs)
-        model = Guest("any", kernel_words=kernel_words(silent=silent))
-        return template_xml(model, files=boot, folder=self.root)
+    def end_all(self) -> None:
+        raise NotImplementedError("the tmpfs that is libvirtd's /run ends with its namespace")
+
+    def template(self, *words: str) -> str:
+        return self._libvirtd.template(disk_guest_files().boot, *words)
 
 
 @contextmanager

@@ -6,7 +6,9 @@ from pathlib import Path
 from provisiond.disk.folder import is_immutable, make_immutable, make_mutable
 from tests.daemon.images import called, import_of, overlay_of, raw_image
 from tests.daemon.program import Json
-from tests.faults.scenario import JobScenario, Scenario, differs
+from tests.faults.scenario import Cancelling, JobScenario, Scenario, differs
+
+COPIED_FOR_LONG_MIB = 64
 
 BASE_FILES = ["bases/debian.json", "bases/debian.qcow2"]
 
@@ -18,17 +20,30 @@ class Start(Scenario):
 
     async def ready(self) -> None:
         daemon = self.host.daemon
+        self.host.has_room = True
         await daemon.kill()
         for path in daemon.image_dir.glob("bases/*"):
             make_mutable(path)
         for folder in (daemon.state_file.parent, daemon.iso_folder.parent, daemon.image_dir):
             shutil.rmtree(folder, ignore_errors=True)
+        if self.host.volumes is not None:
+            self.host.volumes.sync()
 
     async def act(self) -> None:
-        await self.host.daemon.start()
+        """Without room it refuses to start, and says so."""
+        self._refused = ""
+        try:
+            await self.host.daemon.start()
+        except RuntimeError as error:
+            if self.host.has_room:
+                raise
+            self._refused = str(error)
 
     async def settle(self) -> str:
-        return "serves"
+        if not self._refused:
+            return "serves"
+        await self.host.daemon.start()
+        return "refused to start, started again: serves"
 
     async def check(self) -> list[str]:
         modes = {
@@ -97,6 +112,30 @@ class Import(OnImages):
     async def again(self) -> list[str]:
         problems = await self.remove_base() if self.succeeded else []
         return [*problems, *await super().again(), *await self.remove_base()]
+
+
+class CancelImport(Cancelling, OnImages):
+    """An import is called off while qemu-img copies the image."""
+
+    name = "cancel import"
+
+    async def prepare(self) -> None:
+        raw_image(self.source, mib=COPIED_FOR_LONG_MIB, data_mib=COPIED_FOR_LONG_MIB)
+
+    def body(self) -> Json:
+        return import_of(self.source)
+
+    async def is_under_way(self, job_id: str) -> None:
+        doing = None
+        while doing != "converting":  # each look is a request
+            progress = (await self.host.daemon.job(job_id))["progress"]
+            doing = None if progress is None else progress["doing"]
+
+    async def check(self) -> list[str]:
+        return [*await self.base_is(there=self.succeeded), *self.not_cancelled()]
+
+    async def again(self) -> list[str]:
+        return await self.remove_base() if self.succeeded else []
 
 
 class RemoveBase(OnImages):
@@ -180,4 +219,4 @@ class RemoveDisk(Overlay):
         return [*problems, *await self.host.base_problems("debian")]
 
 
-SCENARIOS = (Start, Import, RemoveBase, Overlay, RemoveDisk)
+SCENARIOS = (Start, Import, CancelImport, RemoveBase, Overlay, RemoveDisk)

@@ -3,7 +3,7 @@
 import hashlib
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,22 +11,50 @@ import httpx
 
 from tests.daemon.images import files_of
 from tests.daemon.program import Daemon, Json
-from tests.faults.cut import PowerCut
+from tests.faults.breakpoint import Breakpoint
 from tests.faults.hypervisor import GuestHost
+from tests.faults.volumes import Place, Volumes
 from tests.lab.embed import qemu_pids
 
 PASSWORD = b"correct horse"  # what `program.request` asks for
-LIMIT = "libvirt's own"
+LIBVIRTS_OWN = "libvirt's own"
 
 
 @dataclass
 class Host:
-    """A daemon that can be cut off; with `guests`, libvirt and QEMU as well."""
+    """A daemon that can be stopped at a call; with `guests`, libvirt and QEMU as well.
+
+    With `volumes` its files are on file systems of their own; `rebooted` is true once their power
+    was cut: no guest runs then. Without `has_room` the daemon may refuse.
+    """
 
     folder: Path
-    cut: PowerCut
+    breakpoint: Breakpoint
     daemon: Daemon
     guests: GuestHost | None = None
+    volumes: Volumes | None = None
+    rebooted: bool = False
+    has_room: bool = True
+
+    async def lose_power(self) -> None:
+        """All of the host at once, at this very moment, and its next start; no daemon runs."""
+        assert self.volumes is not None
+        self.volumes.cut()
+        await self.daemon.kill()
+        if self.guests is not None:
+            self.guests.end_all()
+        self.volumes.restore()
+        self.daemon.socket.unlink(missing_ok=True)
+        self.rebooted = True
+
+    @contextmanager
+    def without_room(self, place: Place) -> Iterator[None]:
+        """One of the file systems is full until the block is left."""
+        assert self.volumes is not None
+        with self.volumes.full(place):
+            self.has_room = False
+            yield
+        # What was asked for meanwhile may still be answered with 507.
 
     async def get(self, path: str) -> Json:
         reply = await self.daemon.get(path)
@@ -43,16 +71,9 @@ class Host:
         jobs = (await self.get("/v1/jobs"))["jobs"]
         return next((job for job in jobs if job["request_id"] == request_id), None)
 
-    async def ended(self, job_id: str) -> Json:
-        """The job at its end, whichever it is."""
-        async with self.daemon.events(f"/v1/jobs/{job_id}/events") as events:
-            async for _ in events:
-                pass
-        return await self.daemon.job(job_id)
-
     async def run(self, body: Json) -> Json:
         """The job of the request at its end."""
-        return await self.ended((await self.daemon.submit(body))["id"])
+        return await self.daemon.ended((await self.daemon.submit(body))["id"])
 
     # ------------------------------------------------------------ what is there
     def files(self) -> list[str]:
@@ -99,7 +120,7 @@ class Host:
         ]
         running = sum(domain["state"] != "off" for domain in domains.values())
         extra = len(list(qemu_pids(self.guests.root))) - running
-        return [*left, f"{LIMIT}: {extra} QEMU without a domain"] if extra > 0 else left
+        return [*left, f"{LIBVIRTS_OWN}: {extra} QEMU without a domain"] if extra > 0 else left
 
     async def base_problems(self, name: str) -> list[str]:
         """In what a base is not what its manifest says, or could be changed."""

@@ -9,6 +9,7 @@ The namespaces end with this process, however it ends, and everything that runs 
 """
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -20,8 +21,8 @@ from pathlib import Path
 
 import libvirt
 
-from tests.lab.domain import Guest, console_log, domain_xml, shell_socket
-from tests.lab.embed import copy_missing, end_process
+from tests.lab.domain import Guest, console_log, domain_xml, shell_socket, template_xml
+from tests.lab.embed import copy_missing, end_process, qemu_pids
 from tests.lab.initramfs import GuestFiles
 from tests.lab.packages import cache_directory
 from tests.lab.program import Running
@@ -73,7 +74,7 @@ class Libvirtd:
             (folder / name).mkdir()
         (folder / "etc/libvirtd.conf").write_text(SETTINGS.format(folder=folder))
         (folder / "etc/qemu.conf").write_text(QEMU_SETTINGS)
-        copy_missing(_kept_capabilities(), self._capabilities)
+        copy_missing(kept_capabilities(), self._capabilities)
         # libvirt gives both to QEMU's user, who could not come to where they are kept.
         self._files = GuestFiles(kernel=folder / "kernel", initramfs=folder / "initramfs")
         shutil.copyfile(files.kernel, self._files.kernel)
@@ -112,10 +113,31 @@ class Libvirtd:
             who = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         self._pid, _user, _group = struct.unpack("3i", who)
 
+    def stop(self) -> None:
+        """SIGTERM; what it is at work on comes to its end first. Its guests go on."""
+        process = os.pidfd_open(self._pid)
+        try:
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+            select.select([process], [], [])
+        finally:
+            os.close(process)
+        self._pid = 0
+
     def kill(self) -> None:
         """SIGKILL; returns when it is gone. Its guests go on."""
         end_process(self._pid)
         self._pid = 0
+
+    def lose_power(self) -> None:
+        """SIGKILL to it and to every guest, and what is in memory is gone: the host's power cut."""
+        self.kill()
+        for pid in qemu_pids(self.folder):
+            end_process(pid)
+        self._run("find", "/run", "-mindepth", "1", "-delete")
+        # libvirt's marks that a guest has them: it knows by the time of the host's boot that they
+        # are old, and the host has not booted.
+        for log in set(self.folder.glob("*.log")) - {self.log}:
+            log.unlink()
 
     def freeze(self) -> None:
         """SIGSTOP: it answers nobody, and nobody is told."""
@@ -142,7 +164,7 @@ class Libvirtd:
 
     def close(self) -> None:
         """End it and its guests."""
-        copy_missing(self._capabilities, _kept_capabilities())
+        copy_missing(self._capabilities, kept_capabilities())
         self._holder.communicate()
 
     # ------------------------------------------------------------ guests
@@ -164,6 +186,19 @@ class Libvirtd:
         """Power it off."""
         with self._opened() as connection:
             connection.lookupByName(name).destroy()
+
+    def power_on(self, name: str) -> None:
+        """Start a domain that is off."""
+        with self._opened() as connection:
+            connection.lookupByName(name).create()
+
+    def template(self, files: GuestFiles, *words: str) -> str:
+        """The operator's template of guests on a disk that boot with these files, and with more
+        words for their kernel."""
+        # As with its own files: libvirt gives them to QEMU's user.
+        initramfs = shutil.copyfile(files.initramfs, self.folder / "disk-initramfs")
+        boot = GuestFiles(kernel=self.folder / "kernel", initramfs=initramfs)
+        return template_xml(Guest("any", kernel_words=words), files=boot, folder=self.folder)
 
     def waits_for_monitor(self, name: str) -> bool:
         """Whether a call waits for the domain's QEMU to answer."""
@@ -213,6 +248,6 @@ class Libvirtd:
         )
 
 
-def _kept_capabilities() -> Path:
+def kept_capabilities() -> Path:
     """What libvirt found out about QEMU as this user (10 s of probing), for the next libvirtd."""
     return cache_directory() / "libvirtd-capabilities"

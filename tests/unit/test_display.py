@@ -20,7 +20,6 @@ from provisiond.api.replies import (
 )
 from provisiond.api.requests import JobKind
 from provisiond.display import (
-    printable,
     say,
     seconds,
     show_check,
@@ -30,6 +29,7 @@ from provisiond.display import (
     show_jobs,
 )
 from provisiond.doctor import Check, Level
+from provisiond.terminal import printable
 
 AT = datetime(2025, 3, 1, 12, 0, 0, 250_000, UTC)
 JOB_ID = "0123456789abcdef0123456789abcdef"

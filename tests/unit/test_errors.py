@@ -6,7 +6,7 @@ import re
 import pytest
 
 from provisiond import errors
-from provisiond.errors import GuestFailed, ProvisionError
+from provisiond.errors import GuestFailed, ProvisionError, TooManyRequests
 
 CLASSES = [
     kind
@@ -16,11 +16,11 @@ CLASSES = [
 
 
 def make(kind: type[ProvisionError]) -> ProvisionError:
-    return (
-        kind("web1: it happened", step="network")
-        if kind is GuestFailed
-        else kind("web1: it happened")
-    )
+    if kind is GuestFailed:
+        return GuestFailed("web1: it happened", step="network")
+    if kind is TooManyRequests:
+        return TooManyRequests("web1: it happened", retry_after=1.0)
+    return kind("web1: it happened")
 
 
 @pytest.mark.parametrize("kind", CLASSES)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,42 @@ def test_a_folder_that_is_not_on_tmpfs_is_refused() -> None:
         assert str(caught.value).startswith("runtime_dir: ")
         assert "allow_iso_on_disk" in caught.value.hint
         prepare_folder(Path(folder) / "iso", mode=0o700, allow_disk=True)
+
+
+@contextmanager
+def mounted(kind: str, point: Path, *options: str) -> Iterator[Path]:
+    """A new file system of this kind at a folder."""
+    subprocess.run(["mount", "-t", kind, *options, kind, point], check=True)
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", point], check=True)
+
+
+def test_ramfs_is_memory_as_well(tmp_path: Path) -> None:
+    with mounted("ramfs", tmp_path) as folder:
+        prepare_folder(folder / "iso", mode=0o700, allow_disk=False)
+
+
+def test_an_overlay_is_refused_though_tmpfs_is_all_that_it_stands_on(tmp_path: Path) -> None:
+    """As a container has it: what is below can be anything."""
+    with mounted("tmpfs", tmp_path) as folder:
+        layers = {name: folder / name for name in ("lowerdir", "upperdir", "workdir")}
+        for layer in (*layers.values(), folder / "whole"):
+            layer.mkdir()
+        options = ",".join(f"{name}={layer}" for name, layer in layers.items())
+        with (
+            mounted("overlay", folder / "whole", "-o", options) as whole,
+            pytest.raises(SettingsError, match="is on overlay, not on tmpfs"),
+        ):
+            prepare_folder(whole / "iso", mode=0o700, allow_disk=False)
+
+
+def test_a_link_to_a_disk_is_seen_through(tmp_path: Path) -> None:
+    with mounted("tmpfs", tmp_path) as folder, tempfile.TemporaryDirectory(dir="/var/tmp") as disk:
+        (folder / "iso").symlink_to(disk)
+        with pytest.raises(SettingsError, match="not on tmpfs"):
+            prepare_folder(folder / "iso", mode=0o700, allow_disk=False)
 
 
 def test_a_folder_that_cannot_be_made_is_the_settings_fault(run_dir: Path) -> None:

@@ -35,6 +35,15 @@ def test_a_quiet_caller_may_burst_and_then_has_its_rate() -> None:
     assert allowed(found, now=1000.0) == 20
 
 
+def test_whoever_is_refused_hears_when_it_is_not() -> None:
+    found = traffic()
+    assert allowed(found, now=0.0) == 20
+    with pytest.raises(TooManyRequests) as refused:
+        found.take_turn("a", now=0.2)
+    assert refused.value.retry_after == pytest.approx(0.3)
+    found.take_turn("a", now=0.2 + refused.value.retry_after + 0.001)
+
+
 def test_one_caller_takes_nothing_from_another() -> None:
     found = traffic()
     assert allowed(found, now=0.0, caller="a") == 20

@@ -109,10 +109,25 @@ def test_systemd_finds_nothing_wrong_with_the_unit(
     assert text.count(f"={installed}") == 1
     unit = tmp_path / Path(unit_file).name
     unit.write_text(text.replace(f"={installed}", f"={here}"))
+    beside = (ROOT / unit_file).with_suffix(".socket")
+    units = [unit, *([shutil.copy(beside, tmp_path)] if beside.exists() else [])]
     # Of an unknown key it only tells, with exit status 0; it may tell of the host's units as well.
-    said = run_linter("systemd-analyze", "verify", "--man=no", unit)
-    ours = [line for line in said.splitlines() if unit.name in line]
+    said = run_linter("systemd-analyze", "verify", "--man=no", *units)
+    ours = [line for line in said.splitlines() if unit.stem in line]
     assert not ours, "\n".join(ours)
+
+
+def test_systemd_says_that_the_daemon_is_kept_to_what_it_does() -> None:
+    unit = ROOT / "systemd" / "provisiond.service"
+    said = run_linter("systemd-analyze", "security", "--offline=true", "--threshold=30", unit)
+    assert "Overall exposure level" in said
+
+
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md"])
+def test_the_tests_that_a_promise_is_tested_by_are_there(page: str) -> None:
+    named = set(re.findall(r"\btests/[\w./-]*\w", (ROOT / page).read_text()))
+    assert len(named) > 1
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 def test_systemd_makes_the_group_of_the_socket(tmp_path: Path) -> None:

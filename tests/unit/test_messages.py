@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from provisiond.api.guest_config import MAX_KEY_BYTES, GuestConfig
 from provisiond.api.replies import DomainList, ErrorReply, EventView, HealthView, JobList, JobView
-from provisiond.api.requests import ProvisionRequest
+from provisiond.api.requests import DiskFormat, JobKind, ProvisionRequest, Request
 
 PASSWORD = "correct horse battery staple"
 HASH = "$6$saltsalt$" + "a" * 86
@@ -540,6 +540,80 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+# ---------------------------------------------------------------- requests of every kind
+ANY: TypeAdapter[Request] = TypeAdapter(Request)
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True)
+ODD = st.text(max_size=12) | st.sampled_from(
+    [
+        "../x",
+        "/x/../y",
+        "/x:y",
+        "a/b",
+        ".x",
+        "x\0",
+        "x\n",
+        "\x1b[2J",
+        "/x\x7f",
+        "vdaa",
+        "\ud800",
+        "٣",
+    ]
+)
+FIELDS = {
+    "request_id": NAMES | ODD,
+    "deadline_seconds": st.integers(0, 99999),
+    "domain": NAMES | ODD,
+    "target": st.sampled_from(["vda", "sdb", "xvdc"]) | ODD,
+    "name": NAMES | ODD,
+    "base": NAMES | ODD,
+    "disk": st.none() | NAMES | ODD,
+    "parent": st.none() | NAMES,
+    "source": st.just("/srv/x.raw") | ODD,
+    "source_format": st.sampled_from(DiskFormat),
+    "format": st.sampled_from(DiskFormat),
+    "size": st.none() | st.integers(-1, 2**50) | st.sampled_from([512, 2**30, 2**46]),
+    "force": st.booleans(),
+    "persistent": st.booleans(),
+    "config": st.builds(lambda name: {"hostname": name, "ip": "192.0.2.9/24"}, NAMES | ODD),
+    "create": st.none() | st.builds(lambda base: {"base": base, "mac": None}, NAMES | ODD),
+}
+
+
+@given(st.sampled_from(JobKind), st.data())
+def test_what_is_accepted_is_stored_as_it_reads_and_names_no_other_path(
+    kind: JobKind, data: st.DataObject
+) -> None:
+    model = type(ANY.validate_python(SMALLEST[kind]))
+    drawn = {
+        name: data.draw(FIELDS[name])
+        for name in sorted(model.model_fields.keys() & FIELDS.keys())
+        if name not in SMALLEST[kind] or data.draw(st.booleans())
+    }
+    try:
+        asked = ANY.validate_python(SMALLEST[kind] | drawn, strict=False)
+    except ValidationError:
+        return
+    stored = asked.public()
+    assert ANY.validate_json(json.dumps(stored)).public() == stored
+    for name, value in stored.items():
+        if isinstance(value, str):
+            assert value.isprintable(), name
+            assert name == "domain" or ".." not in value.split("/"), name
+            assert name in ("domain", "source") or "/" not in value, name
+
+
+SMALLEST: dict[JobKind, dict[str, Any]] = {
+    JobKind.PROVISION: request(),
+    JobKind.DESTROY: {"domain": "web1"},
+    JobKind.ATTACH_DISK: {"domain": "web1", "disk": "data"},
+    JobKind.DETACH_DISK: {"domain": "web1", "target": "vdb"},
+    JobKind.CREATE_OVERLAY: {"name": "web1", "base": "debian"},
+    JobKind.IMPORT_BASE: {"name": "debian", "source": "/x", "source_format": "raw"},
+    JobKind.VERIFY_BASE: {"base": "debian"},
+}
+SMALLEST = {kind: {"kind": kind, "request_id": "r-1", **body} for kind, body in SMALLEST.items()}
 
 
 @settings(max_examples=40)

@@ -28,7 +28,7 @@ def lines_of(metrics: Metrics) -> list[str]:
     return metrics.render(unfinished=0, connected=True).decode().splitlines()
 
 
-def test_the_jobs_that_have_ended_are_counted_by_kind_and_outcome() -> None:
+async def test_the_jobs_that_have_ended_are_counted_by_kind_and_outcome() -> None:
     metrics = Metrics()
     destroy, verify = job_of(JobKind.DESTROY), job_of(JobKind.VERIFY_BASE)
     failed = advance(
@@ -44,7 +44,7 @@ def test_the_jobs_that_have_ended_are_counted_by_kind_and_outcome() -> None:
     ]
 
 
-def test_a_phase_of_hours_is_told_from_one_of_minutes() -> None:
+async def test_a_phase_of_hours_is_told_from_one_of_minutes() -> None:
     metrics = Metrics()
     accepted = job_of(JobKind.IMPORT_BASE)
     written = advance(accepted, JobState.IMAGE_WRITTEN, at=2 * 3600.0)

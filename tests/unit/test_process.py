@@ -60,6 +60,16 @@ async def test_a_status_can_be_the_answer() -> None:
     assert (await run(["sh", "-c", "kill -9 $$"], check=False)).returncode == -signal.SIGKILL
 
 
+async def test_a_file_of_ours_is_open_in_the_program_where_a_word_names_it(tmp_path: Path) -> None:
+    (tmp_path / "image").write_text("what it held when it was opened")
+    with (tmp_path / "image").open() as image:
+        (tmp_path / "image").unlink()
+        named = f"/proc/self/fd/{image.fileno()}"
+        assert (await run(["cat", named])).stdout == b"what it held when it was opened"
+        listed = await run(["ls", "/proc/self/fd"])
+        assert str(image.fileno()).encode() not in listed.stdout.split(), "and only there"
+
+
 async def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ToolFailed, match="/nowhere cannot be started: No such file"):
         await run([tmp_path / "nowhere"])

@@ -1,11 +1,14 @@
 """The operator's settings: the file, the environment, and what a wrong one is answered with."""
 
 import inspect
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from provisiond.errors import SettingsError
 from provisiond.settings import DEFAULT_CONFIG, Settings, read_settings
@@ -92,12 +95,103 @@ def test_the_environment_wins_over_the_file(file: Path) -> None:
         ('log_level = "loud"', "log_level"),
         ('allow_iso_on_disk = "perhaps"', "allow_iso_on_disk"),
         ("max_job = 5", "max_job"),
+        (r'state_dir = "/srv/\u0000"', "state_dir"),
+        (r'tls_key = "/srv/\u001b"', "tls_key"),
+        (r'socket_group = "ops\u0000"', "socket_group"),
+        (r'operators = ["a\nb"]', "operators.0"),
         ("[section]\nmax_jobs = 5", "section"),
     ],
 )
 def test_a_wrong_setting_is_named(file: Path, line: str, name: str) -> None:
     file.write_text(line + "\n")
     assert refusal(file).startswith(f"wrong setting: {name}: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("watch", 'error parsing value for field "viewers"'), ("[" * 10**5, "nested too deeply")],
+)
+def test_a_list_in_the_environment_that_is_no_json_is_no_fault_of_the_file(
+    file: Path, value: str, reason: str
+) -> None:
+    file.touch()
+    os.environ["PROVISIOND_VIEWERS"] = value
+    said = refusal(file)
+    assert said.startswith("wrong setting: ")
+    assert reason in said
+    assert str(file) not in said
+
+
+def test_a_file_that_is_nested_too_deeply_is_told(file: Path) -> None:
+    file.write_text(f"max_jobs = {'[' * 10**5}")
+    assert refusal(file) == "wrong setting: one is nested too deeply to be read"
+
+
+# ---------------------------------------------------------------- whatever they are
+values = st.recursive(
+    st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["/srv", "/srv/\0", "auto", "[::1]:8443", "info", "/" + "x" * 200]),
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(Settings.model_fields)), values, max_size=4))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_file_says_it_is_settings_in_their_bounds_or_refused(
+    file: Path, said: dict[str, object]
+) -> None:
+    file.write_text("".join(f"{name} = {as_toml(value)}\n" for name, value in said.items()))
+    try:
+        found = read_settings(file)
+    except SettingsError:
+        return
+    assert_in_bounds(found)
+    for name in said:
+        assert name in found.model_fields_set
+
+
+@given(st.dictionaries(st.sampled_from(sorted(Settings.model_fields)), st.text(), max_size=4))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_environment_says_it_is_settings_or_refused(
+    file: Path, said: dict[str, str]
+) -> None:
+    file.touch()
+    environment = {
+        f"PROVISIOND_{name.upper()}": value.replace("\0", "").encode(errors="replace").decode()
+        for name, value in said.items()
+    }
+    os.environ.update(environment)
+    try:
+        assert_in_bounds(read_settings(file))
+    except SettingsError as refused:
+        assert str(file) not in refused.message  # noqa: PT017 - it is not the file's fault
+    finally:
+        for name in environment:
+            del os.environ[name]
+
+
+def assert_in_bounds(found: Settings) -> None:
+    for name, value in found.model_dump().items():
+        if isinstance(value, Path):
+            assert value.is_absolute(), name
+        for text in value if isinstance(value, tuple) else (value,):
+            assert not isinstance(text, str | Path) or str(text).isprintable(), name
+    assert 0 < found.max_jobs <= 10_000
+    assert 0 < found.deadline_seconds <= 86400
+    assert 2 <= found.max_chain <= 64
+    assert len(str(found.socket).encode()) <= 107
+
+
+def as_toml(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_toml, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value).replace("\x7f", "\\u007f")
+    return str(value).lower()
 
 
 def test_a_misspelt_name_in_the_environment_is_named(file: Path) -> None:

@@ -48,6 +48,19 @@ def test_a_size_is_shown_as_a_person_reads_it(count: int, shown: str) -> None:
     assert show_size(count) == shown
 
 
+@given(st.text() | st.from_regex(r"[0-9]{1,25}[KMGTkb]?\n?"))
+def test_whatever_is_typed_is_a_size_or_refused_in_words(text: str) -> None:
+    try:
+        size = parse_size(text)
+    except ValueError as refusal:
+        said = str(refusal)
+    else:
+        assert 0 <= size < 10**20 * 2**40
+        return
+    assert said.startswith(repr(text))
+    assert said.isprintable()
+
+
 @given(st.integers(0, 2**60), st.sampled_from("KMGT"))
 def test_what_was_typed_is_shown_in_the_same_unit_or_a_larger_one(count: int, unit: str) -> None:
     number, shown_unit = show_size(parse_size(f"{count}{unit}")).split()

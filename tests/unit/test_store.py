@@ -1,6 +1,7 @@
 """The store: what it has said yes to is there after any end, and it never spoils a file."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -14,12 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
+from provisiond.clock import BootTime
 from provisiond.errors import Busy, RequestConflict, StateUnusable, StateUnwritable
 from provisiond.job import Event, Failure, Job, Proof, advance
+from provisiond.pruning import prune
+from provisiond.settings import Settings
 from provisiond.store import Fact, Store
 
 S = JobState
@@ -106,16 +112,26 @@ async def reopened(file: Path) -> tuple[list[Job], list[Event]]:
 
 
 async def refused(file: Path) -> StateUnusable:
-    """The error of a file that is refused; asserts that not a byte and not its mode changed."""
-    before, mode = file.read_bytes(), file.stat().st_mode
+    """The error of a file that is refused; asserts that not a byte and not its mode changed, nor
+    of what lies beside it."""
+    before = bytes_and_modes(file.parent)
     store = Store(file)
     with pytest.raises(StateUnusable) as caught:
         await store.open()
     await store.close()
-    assert file.read_bytes() == before
-    assert file.stat().st_mode == mode
+    assert bytes_and_modes(file.parent) == before
     assert str(file) in str(caught.value)
     return caught.value
+
+
+def bytes_and_modes(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Of every file but what SQLite makes to read: a log's index, and a log that is empty."""
+    files = ((path, path.read_bytes()) for path in folder.iterdir())
+    return {
+        path.name: (content, path.stat().st_mode)
+        for path, content in files
+        if not path.name.endswith("-shm") and (content or not path.name.endswith("-wal"))
+    }
 
 
 # ---------------------------------------------------------------- keeping
@@ -202,11 +218,13 @@ async def test_a_cancel_that_was_asked_for_outlives_later_saves(store: Store) ->
     assert found.cancel_requested
 
 
-async def test_jobs_are_listed_newest_first_and_resumed_oldest_first(store: Store) -> None:
+async def test_jobs_are_listed_newest_first_and_resumed_oldest_first_whatever_the_clock_said(
+    store: Store,
+) -> None:
     for number, created_at in ((1, 30.0), (2, 10.0), (3, 20.0)):
         await store.insert(job_of(number, created_at=created_at), "x")
-    assert [job.generation for job in await store.newest(2)] == [1, 3]
-    assert [job.generation for job in await store.unfinished()] == [2, 3, 1]
+    assert [job.generation for job in await store.newest(2)] == [3, 2]
+    assert [job.generation for job in await store.unfinished()] == [1, 2, 3]
 
 
 async def test_the_start_of_an_id_finds_two_jobs_at_most(store: Store) -> None:
@@ -255,6 +273,54 @@ async def test_old_jobs_go_and_the_last_that_each_guest_has_taken_stays(store: S
     last = await store.last_configured(uuid_of(0))
     assert last is not None
     assert last.id == f"{450:032x}"
+
+
+async def test_the_last_job_that_a_guest_has_taken_is_so_though_the_clock_was_set_back(
+    store: Store,
+) -> None:
+    for number, created_at in ((1, 4e9), (2, 10.0)):
+        job = job_of(number, domain=7, created_at=created_at)
+        await store.insert(job, "x")
+        await store.save(succeeded(job), [Fact(S.SUCCEEDED, "x")])
+    last = await store.last_configured(uuid_of(7))
+    assert last is not None
+    assert last.generation == 2
+
+
+async def test_whoever_waits_for_growth_hears_of_it_and_of_nothing_less(store: Store) -> None:
+    waiting = asyncio.create_task(store.grown_to(3))
+    await add_ended(store, range(1, 3), domains=3)
+    assert not waiting.done()
+    await add_ended(store, range(3, 4), domains=3)
+    async with asyncio.timeout(10):
+        await waiting
+
+
+async def test_the_daemon_prunes_when_many_jobs_have_come(store: Store) -> None:
+    settings = Settings().model_copy(update={"keep_jobs": 10})
+    pruning = asyncio.create_task(prune(store, settings))
+    await add_ended(store, range(1, 301), domains=300)
+    async with asyncio.timeout(20):
+        while len(await kept(store)) > 10 + 100:  # so many more may come before it is done again
+            pass
+    pruning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pruning
+
+
+async def test_pruning_that_meets_a_lost_file_leaves_the_end_to_who_waits_for_damage(
+    store: Store, tmp_path: Path
+) -> None:
+    for file in tmp_path.rglob("*.sqlite"):
+        file.unlink()
+    pruning = asyncio.create_task(prune(store, Settings()))
+    async with asyncio.timeout(SOON):
+        await store.damaged()
+        await asyncio.sleep(0)
+    assert not pruning.done()
+    pruning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pruning
 
 
 async def test_young_jobs_stay_and_no_more_than_so_many(store: Store) -> None:
@@ -627,9 +693,31 @@ async def test_kill_9_at_any_statement_of_the_making_leaves_a_file_that_opens(
         await store.close()
 
 
-async def test_a_making_that_was_cut_short_in_its_commit_is_made_again(file: Path) -> None:
+async def test_of_too_many_jobs_the_first_to_come_go_though_the_clock_was_set_back(
+    store: Store,
+) -> None:
+    for number in range(1, 21):
+        job = job_of(number, created_at=4e9 if number <= 10 else 10.0 + number)
+        await store.insert(job, "x")
+        await store.save(succeeded(job), [Fact(S.SUCCEEDED, "x")])
+    unfinished = job_of(21, created_at=1.0)
+    await store.insert(unfinished, "x")
+    assert await store.prune(before=0.0, keep=8) == 12
+    assert await kept(store) == [*range(13, 21), 21]
+    assert {int(event.job_id, 16) for event in await store.events_after(0)} == {*range(13, 22)}
+
+
+async def test_what_is_left_of_a_making_that_was_killed_is_made_again(file: Path) -> None:
     """The journal is on the disk and the database half written: what SQLite calls hot."""
     file.parent.mkdir()
+    part = file.with_name(file.name + ".part")
+    write_half_a_database(part)
+    assert await reopened(file) == ([], [])
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def write_half_a_database(file: Path) -> None:
+    """And its journal, from which SQLite would take back what is written."""
     program = (
         "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
         # so small a cache writes pages before the commit, after it has synced the journal
@@ -640,4 +728,80 @@ async def test_a_making_that_was_cut_short_in_its_commit_is_made_again(file: Pat
     run_python(program, file)
     assert file.stat().st_size > 0
     assert file.with_name(file.name + "-journal").exists()
-    assert await reopened(file) == ([], [])
+
+
+# ---------------------------------------------------------------- whatever a row holds
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+failures = st.builds(Failure, code=texts, message=texts, hint=texts, step=st.none() | texts)
+proofs = st.builds(
+    Proof,
+    disk_absent_from_live_xml=st.booleans(),
+    iso_overwritten_and_unlinked=st.none() | st.booleans(),
+    iso_file_absent=st.none() | st.booleans(),
+    at=numbers,
+    back_end_absent=st.booleans(),
+)
+jobs = st.builds(
+    Job,
+    id=texts,
+    request_id=texts,
+    kind=st.sampled_from(JobKind),
+    subject=texts,
+    works_on=texts,
+    domain_uuid=st.none() | texts,
+    generation=st.integers(0, 2**53),
+    request=st.dictionaries(texts, st.none() | st.integers() | texts | st.lists(texts, max_size=2)),
+    created_at=numbers,
+    updated_at=numbers,
+    deadline_at=numbers,
+    deadline_boot=st.none() | st.builds(BootTime, boot_id=texts, seconds=numbers),
+    requested_by=texts,
+    state=st.sampled_from(S),
+    cancel_requested=st.booleans(),
+    target=st.none() | texts,
+    disk=st.none() | texts,
+    disk_name=st.none() | texts,
+    removes=st.lists(texts, max_size=3).map(tuple),
+    attached_at=st.none() | numbers,
+    detached_at=st.none() | numbers,
+    failure=st.none() | failures,
+    proof=st.none() | proofs,
+    guest_log=st.lists(texts, max_size=3).map(tuple),
+)
+
+
+@given(jobs)
+def test_a_job_reads_back_as_it_was_stored(job: Job) -> None:
+    assert parse_row(ROW.dump_json(job).decode(), cancel_requested=job.cancel_requested) == job
+
+
+@given(jobs, st.data())
+def test_a_row_that_was_changed_is_a_job_or_told_to_be_unusable(
+    job: Job, data: st.DataObject
+) -> None:
+    row = json.loads(ROW.dump_json(job))
+    name = data.draw(st.sampled_from(sorted(row)))
+    row[name] = data.draw(st.none() | st.booleans() | st.integers() | texts | st.just([{}]))
+    text = json.dumps(row)
+    for one in (text, text[: data.draw(st.integers(0, len(text)))], data.draw(st.text())):
+        with contextlib.suppress(StateUnusable):
+            read = parse_row(one, cancel_requested=False)
+            assert isinstance(read.state, S)
+            assert isinstance(read.id, str)
+
+
+ROW = TypeAdapter(Job)
+
+
+def parse_row(text: str, *, cancel_requested: bool) -> Job:
+    return Store(Path("/nowhere"))._parse_job(text, cancel_requested=cancel_requested)
+
+
+async def test_an_event_in_a_state_that_nobody_knows_is_told(store: Store, file: Path) -> None:
+    await store.insert(job_of(1), "x")
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("UPDATE events SET state = 'LOST'")
+        connection.commit()
+    with pytest.raises(StateUnusable, match="holds an event that cannot be read"):
+        await store.events_after(0)

@@ -9,6 +9,8 @@ from typing import Any
 
 import libvirt
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from provisiond.api.requests import DiskFormat
 from provisiond.disk.chain import DiskChain, DiskImage
@@ -65,6 +67,12 @@ def with_devices(*devices: str, outside: str = "", kind: str = "qemu") -> str:
 
 def built(text: str, new: NewDomain = NEW, *, is_xen: bool = False) -> ET.Element:
     return ET.fromstring(build_domain(text, new, is_xen=is_xen))
+
+
+def grown(tag: str, attributes: dict[str, str], children: list[ET.Element]) -> ET.Element:
+    element = ET.Element(tag, attributes)
+    element.extend(children)
+    return element
 
 
 def as_libvirt_keeps(connection: Any, xml: str) -> str:
@@ -323,7 +331,7 @@ def test_nothing_else_is_written_by_every_guest_either() -> None:
 
 
 def test_a_template_is_no_deeper_than_libvirt_is() -> None:
-    with pytest.raises(TemplateUnusable, match="stand in one another"):
+    with pytest.raises(TemplateUnusable, match="elements in one another"):
         built(with_devices("<a>" * 20_000 + "</a>" * 20_000))
 
 
@@ -536,6 +544,57 @@ def test_what_no_guest_can_be_made_of_is_refused(text: str, is_xen: bool, what: 
     assert said.value.message.startswith("web1: the template ")
     assert what in said.value.message
     assert said.value.hint
+
+
+TAGS = ["disk", "interface", "channel", "memory", "vcpu", "cpu", "numa", "topology", "source"]
+TAGS += [
+    "driver",
+    "target",
+    "readonly",
+    "cputune",
+    "vcpupin",
+    "os",
+    "nvram",
+    "metadata",
+    "seclabel",
+]
+TAGS += ["graphics", "listen", "alias", "mac", "genid", "sysinfo", "name", "uuid", "devices"]
+ATTRIBUTES = st.dictionaries(
+    st.sampled_from(["type", "device", "dev", "vcpu", "cores", "name", "model", "file", "mode"]),
+    st.sampled_from(["disk", "cdrom", "file", "network", "0", "-1", "x", "9" * 5000, "unix", "²"]),
+    max_size=2,
+)
+ELEMENTS = st.recursive(
+    st.builds(ET.Element, st.sampled_from(TAGS), ATTRIBUTES),
+    lambda inner: st.builds(grown, st.sampled_from(TAGS), ATTRIBUTES, st.lists(inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+MANY = "9" * 5000
+PINNED = grown("cputune", {}, [ET.Element("vcpupin", vcpu=MANY)])
+
+
+@given(st.lists(ELEMENTS, max_size=5), st.lists(ELEMENTS, max_size=5), st.booleans())
+@example([PINNED], [], False)
+@example([grown("cpu", {}, [ET.Element("topology", cores=MANY)])], [], False)
+def test_whatever_a_template_says_the_guest_is_the_wanted_one_or_none_is_made(
+    outside: list[ET.Element], devices: list[ET.Element], is_xen: bool
+) -> None:
+    kind = {"type": "xen" if is_xen else "qemu"}
+    root = grown("domain", kind, [*outside, grown("devices", {}, devices)])
+    new = replace(NEW, memory_mib=64, vcpus=2, network="default")
+    try:
+        made = build_domain(ET.tostring(root, encoding="unicode"), new, is_xen=is_xen)
+    except TemplateUnusable:
+        return
+    read = parse_domain(made)
+    assert (read.name, read.uuid, read.domid) == (new.name, new.uuid, None)
+    assert read.made_by == MadeBy(JOB, OVERLAY.top.path)
+    roots = [disk for disk in read.disks if disk.source == OVERLAY.top.path]
+    assert len(roots) == 1
+    assert not roots[0].read_only
+    assert new.mac in read.macs or not ET.fromstring(made).findall("devices/interface")
 
 
 def test_a_template_that_cannot_be_read_is_named_with_its_path(tmp_path: Path) -> None:

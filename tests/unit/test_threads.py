@@ -50,6 +50,26 @@ async def test_the_thread_has_the_adapters_name(threads: Threads) -> None:
     assert name.startswith("test")
 
 
+async def test_it_is_known_for_how_long_calls_have_held_one_thread_and_all(
+    threads: Threads,
+) -> None:
+    assert (threads.longest_call(), threads.all_held()) == (0, 0)
+    first, second = Call(), Call()
+    one = asyncio.create_task(threads.call(first))
+    await started(first)
+    assert threads.longest_call() > 0
+    assert threads.all_held() == 0
+    two = asyncio.create_task(threads.call(second))
+    await started(second)
+    assert threads.longest_call() > threads.all_held() > 0
+    first.go_on.set()
+    await one
+    assert threads.longest_call() > threads.all_held() == 0
+    second.go_on.set()
+    await two
+    assert (threads.longest_call(), threads.all_held()) == (0, 0)
+
+
 async def test_the_loop_goes_on_while_a_call_blocks(threads: Threads) -> None:
     call = Call()
     task = asyncio.create_task(threads.call(call))

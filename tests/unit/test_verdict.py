@@ -130,3 +130,13 @@ def test_text_comes_through_without_what_could_move_a_cursor(text: str) -> None:
     if word is not None:  # more bytes than a word may have
         assert isinstance(word, Failed)
         assert not set(word.message) & set("\x00\x07\x08\x1b\n\r\t\x7f\x9b\u202e\u200b")
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=400))
+def test_what_an_honest_script_says_comes_through_as_it_is(text: str) -> None:
+    if "$" in text:  # what looks like a password's hash does not
+        return
+    said = f"{NONCE} failed network {text}\n".encode()
+    assert parse_word(said, nonce=NONCE) == Failed("network", text[:MAX_MESSAGE])
+    said = f"{NONCE} log {text} {text}\n".encode()
+    assert parse_word(said, nonce=NONCE) == LogLine(f"{text} {text}"[:MAX_LOG_LINE])

@@ -87,7 +87,7 @@ def test_an_error_is_an_oserror_with_its_errno() -> None:
         Reply(1, failed=True, payload=b"EAGAIN\0").result()
 
 
-@pytest.mark.parametrize("name", [b"EQUOTA\0", b"", b"\xff", b"error\0"])
+@pytest.mark.parametrize("name", [b"EQUOTA\0", b"", b"\xff", b"errorcode\0", b"__name__"])
 def test_an_error_without_an_errno_is_an_error_all_the_same(name: bytes) -> None:
     with pytest.raises(OSError, match="xenstore") as caught:
         Reply(1, failed=True, payload=name).result()
@@ -102,8 +102,9 @@ def test_children_and_numbers() -> None:
     assert wire.parse_strings(b"") == []
     assert wire.parse_strings(b"0\x005\0") == ["0", "5"]
     assert wire.parse_number(b"12\0") == 12
-    with pytest.raises(NotXenstore):
-        wire.parse_number(b"x\0")
+    for no_number in (b"x\0", b"9" * 5000, b""):
+        with pytest.raises(NotXenstore):
+            wire.parse_number(no_number)
 
 
 @given(
@@ -176,3 +177,25 @@ def test_an_oversize_directory_of_oxenstored_is_taken() -> None:
 def test_an_event_without_a_token_is_refused() -> None:
     with pytest.raises(NotXenstore):
         list(Splitter().feed(packet(wire.WATCH_EVENT, 0, b"/a\0")))
+
+
+# ---------------------------------------------------------------- there and back
+@given(
+    st.sampled_from([wire.READ, wire.WRITE, wire.DIRECTORY, wire.DIRECTORY_PART]),
+    st.binary(max_size=wire.MAX_PAYLOAD),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_request_is_cut_out_of_the_stream_as_it_was_built(
+    op: int, payload: bytes, number: int
+) -> None:
+    sent = wire.build_request(op, payload, request_id=number)
+    assert list(Splitter().feed(sent * 2)) == [Reply(number, False, payload)] * 2
+
+
+@given(st.lists(st.text(max_size=8), max_size=4))
+def test_permissions_smuggle_no_string_of_their_own(permissions: list[str]) -> None:
+    try:
+        sent = wire.permissions_payload("/a", tuple(permissions))
+    except ValueError:
+        return
+    assert wire.parse_strings(sent) == ["/a", *permissions]

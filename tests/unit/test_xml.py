@@ -1,5 +1,7 @@
 """Domain and disk XML: what libvirt wrote is read, and libvirt takes what is built."""
 
+import socket
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,8 +139,113 @@ def test_a_domain_with_nothing_is_read() -> None:
 
 @pytest.mark.parametrize("xml", ["", "<domain", "<network/>", "no XML", "<domain/><domain/>"])
 def test_what_is_no_domain_is_refused(xml: str) -> None:
-    with pytest.raises(ValueError, match=r"no XML|where a <domain> was expected"):
+    with pytest.raises(ValueError, match=r"is not one XML document|where a <domain> was expected"):
         parse_domain(xml)
+
+
+LAUGHS = "".join(f"<!ENTITY l{number} '{f'&l{number - 1};' * 10}'>" for number in range(1, 10))
+ENTITIES = {
+    "billion laughs": (f"<!ENTITY l0 'ha'>{LAUGHS}", "&l9;"),
+    "quadratic blow-up": (f"<!ENTITY a '{'a' * 100_000}'>", "&a;" * 20_000),
+    "a file": ("<!ENTITY f SYSTEM 'file:///etc/passwd'>", "&f;"),
+    "a page": ("<!ENTITY f SYSTEM 'http://127.0.0.1:{port}/'>", "&f;"),
+    "a page as a parameter": ("<!ENTITY % p SYSTEM 'http://127.0.0.1:{port}/'>%p;", ""),
+    "an entity that nobody uses": ("<!ENTITY a 'a'>", ""),
+    "a default attribute": ("<!ATTLIST domain type CDATA 'xen'>", ""),
+}
+
+
+@pytest.mark.parametrize("name", ENTITIES)
+def test_xml_with_a_document_type_is_refused_and_nothing_is_fetched(name: str) -> None:
+    declared, used = ENTITIES[name]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        subset = declared.replace("{port}", str(server.getsockname()[1]))
+        xml = f"<!DOCTYPE domain [{subset}]><domain type='qemu'><name>{used}</name></domain>"
+        with pytest.raises(ValueError, match="has a document type, which may bring entities"):
+            parse_domain(xml)
+        with pytest.raises(BlockingIOError):  # nobody has connected
+            server.accept()
+
+
+@pytest.mark.parametrize("where", ["PUBLIC 'x' 'file:///etc/passwd'", "SYSTEM '/etc/passwd'", ""])
+def test_a_document_type_from_elsewhere_is_refused_as_well(where: str) -> None:
+    with pytest.raises(ValueError, match="has a document type"):
+        parse_domain(f"<!DOCTYPE domain {where}><domain/>")
+
+
+def test_elements_in_one_another_end_somewhere() -> None:
+    with pytest.raises(ValueError, match="more than 100 elements in one another"):
+        parse_domain(f"<domain>{'<a>' * 200_000}{'</a>' * 200_000}</domain>")
+
+
+XML_TEXT = st.text(
+    st.characters(categories=["L", "N", "P", "S", "Zs"], exclude_characters="\x85"), max_size=20
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.from_regex(r"(sd|vd|xvd)[a-z]", fullmatch=True),
+            XML_TEXT,
+            st.none() | st.tuples(st.integers(0, 999), st.integers(0, 999)),
+            st.booleans(),
+        ),
+        max_size=6,
+    ),
+    XML_TEXT,
+    st.none() | st.integers(0, 2**31),
+)
+def test_what_was_built_reads_back(
+    disks: list[tuple[str, str, tuple[int, int] | None, bool]], name: str, domid: int | None
+) -> None:
+    root = ET.Element("domain", {"type": "qemu"} | ({} if domid is None else {"id": str(domid)}))
+    ET.SubElement(root, "name").text = name
+    devices = ET.SubElement(root, "devices")
+    for target, path, place, read_only in disks:
+        device = ET.SubElement(devices, "disk")
+        ET.SubElement(device, "source", file=f"/{path}")
+        ET.SubElement(device, "target", dev=target, bus="virtio")
+        if place is not None:
+            controller, unit = map(str, place)
+            ET.SubElement(device, "address", type="drive", controller=controller, unit=unit)
+        if read_only:
+            ET.SubElement(device, "readonly")
+    read = parse_domain(ET.tostring(root, encoding="unicode"))
+    assert (read.name, read.domid) == (name, domid)
+    found = [
+        (disk.target, disk.source, (disk.controller, disk.unit), disk.read_only)
+        for disk in read.disks
+    ]
+    assert found == [
+        (target, Path(f"/{path}"), place or (None, None), read_only)
+        for target, path, place, read_only in disks
+    ]
+
+
+@given(st.recursive(XML_TEXT, lambda inner: st.lists(inner, max_size=4), max_leaves=10), st.data())
+def test_whatever_the_xml_says_it_is_a_domain_or_a_value_error(tree: Any, data: Any) -> None:
+    tags = st.sampled_from(
+        ["domain", "name", "devices", "disk", "source", "target", "address", "controller", "os"]
+    )
+    names = st.sampled_from(["type", "id", "file", "dev", "unit", "index", "controller", "name"])
+    values = st.sampled_from(["", "drive", "scsi", "-1", "x", "9" * 5000, "/x"]) | XML_TEXT
+
+    def grow(part: Any) -> ET.Element:
+        element = ET.Element(data.draw(tags), data.draw(st.dictionaries(names, values, max_size=3)))
+        if isinstance(part, str):
+            element.text = part
+        else:
+            element.extend(grow(one) for one in part)
+        return element
+
+    root = ET.Element("domain")
+    root.append(grow(tree))
+    try:
+        parse_domain(ET.tostring(root, encoding="unicode"))
+    except ValueError:
+        pass
 
 
 def test_a_disk_is_found_by_its_whole_path() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,9 +13,21 @@ SOON = 20.0  # seconds; far more than any of this takes
 QUICK = Health(ping_every=0.2, silent_for=0.6, retry_first=0.02, retry_last=0.1)
 
 
+class Counted(Xenstore):
+    """A client that counts what it reads, by path."""
+
+    def __init__(self, address: Path, *, health: Health | None = None) -> None:
+        super().__init__(address, health=health)
+        self.reads: Counter[str] = Counter()
+
+    async def read(self, path: str) -> bytes:
+        self.reads[path] += 1
+        return await super().read(path)
+
+
 @asynccontextmanager
-async def connected(address: Path, *, health: Health = QUICK) -> AsyncIterator[Xenstore]:
-    xenstore = Xenstore(address, health=health)
+async def connected(address: Path, *, health: Health = QUICK) -> AsyncIterator[Counted]:
+    xenstore = Counted(address, health=health)
     task = asyncio.create_task(xenstore.stay_connected())
     try:
         async with asyncio.timeout(SOON):

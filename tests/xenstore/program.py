@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.lab.library import GCC
 from tests.lab.packages import cache_directory, fetch_package
 
 HYPERVISOR = Path(__file__).with_name("hypervisor.c")
@@ -71,14 +72,7 @@ def _libraries(xenstored: Path) -> Path:
         part.mkdir()
         Path(work, "versions").write_text(script)
         _output(
-            "gcc",
-            "-std=gnu11",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-O2",
-            "-fPIC",
-            "-shared",
+            *GCC,
             f"-Wl,--version-script={work}/versions",
             f"-o{part}/hypervisor.so",
             str(HYPERVISOR),

@@ -10,8 +10,10 @@ from provisiond.virt.vbd import (
     await_connected,
     back_ends_for,
     back_ends_of,
+    domid_of,
     frontend_state,
     loops_of,
+    remove,
     vdev_number,
 )
 from provisiond.xenstore.client import Xenstore
@@ -99,6 +101,26 @@ async def test_a_domain_is_served_until_its_last_back_end_is_gone(
     assert await back_ends_for(xenstore, 5) == paths[1:]
     xenstored.dom0.rm("/local/domain/0/backend/qdisk/5")
     assert await back_ends_for(xenstore, 5) == []
+
+
+async def test_a_disk_that_libvirt_does_not_know_is_taken_from_both_ends_and_no_other_is(
+    xenstored: Xenstored, xenstore: Xenstore, domain: XenDomain
+) -> None:
+    attach(xenstored, domain, file=ISO)
+    other = xenstored.introduce(6, uuid=str(uuid.uuid4()))
+    attach(xenstored, other, file=ISO.with_name("4567.iso"))
+    number = vdev_number(TARGET)
+    xenstored.dom0.write(f"/libxl/5/device/vbd/{number}/params", b"x")
+    (back_end,) = await back_ends_of(xenstore, ISO)
+    assert domid_of(back_end) == 5
+    for _ in range(2):  # what is gone is gone
+        await remove(xenstore, back_end)
+        for node in (f"/local/domain/5/device/vbd/{number}", f"/libxl/5/device/vbd/{number}"):
+            with pytest.raises(FileNotFoundError):
+                await xenstore.read(node)
+        assert await back_ends_for(xenstore, 5) == []
+    assert len(await back_ends_for(xenstore, 6)) == 1
+    assert await xenstore.read(frontend_state(domid=6, target=TARGET)) == b"1"
 
 
 def test_the_number_of_a_target_is_the_one_that_linux_gives_it() -> None:

@@ -12,11 +12,20 @@ from typing import Any, Literal
 
 from provisiond.disk.chain import DiskChain
 from provisiond.errors import DiskStillAttached, DomainNotFound, DomainNotRunning
+from provisiond.threads import Threads
 from provisiond.virt.disk_xml import DataDisk
 from provisiond.virt.libvirt import disks, domains, lifecycle
 from provisiond.virt.libvirt.connection import Connection
 from provisiond.virt.libvirt.domains import Domain, DomainDetails
-from provisiond.virt.vbd import await_connected, back_ends_for, back_ends_of, free_loop, loops_of
+from provisiond.virt.vbd import (
+    await_connected,
+    back_ends_for,
+    back_ends_of,
+    domid_of,
+    free_loop,
+    loops_of,
+    remove,
+)
 from provisiond.virt.xml import DomainXml
 from provisiond.xenstore.client import Xenstore
 
@@ -43,6 +52,11 @@ class Hypervisor:
     def connected(self) -> bool:
         """Whether the connection is open; whoever calls opens it again."""
         return self._connection.is_open
+
+    @property
+    def threads(self) -> Threads:
+        """Those that wait for libvirt's answers."""
+        return self._connection.threads
 
     async def connect(self) -> None:
         """Open the connection now; raises HypervisorUnavailable."""
@@ -177,6 +191,7 @@ class Hypervisor:
 
         async def ask() -> None:
             await self._connection.call_apart(disks.detach_iso, uuid, iso)
+            await self._remove_unknown(uuid, iso)
 
         async def is_there() -> bool:
             return await self.has_disk(uuid, iso) or bool(await self._back_ends(iso))
@@ -217,11 +232,14 @@ class Hypervisor:
 
         # What is kept is changed last: it stays as it is where the guest does not let go.
         for kept in (False, True)[: 1 + persistent]:
-            ask = partial(
-                self._connection.call_apart, disks.detach_data_disk, uuid, source, kept=kept
-            )
+            ask = partial(self._ask_to_detach, uuid, source, kept=kept)
             is_there = partial(self.holders_of, uuid, source=source, persistent=kept)
             await self._detach(ask, is_there)
+
+    async def _ask_to_detach(self, uuid: str, source: Path, *, kept: bool) -> None:
+        await self._connection.call_apart(disks.detach_data_disk, uuid, source, kept=kept)
+        if not kept and await self._remove_unknown(uuid, source):
+            self._free_loops(source)
 
     async def prove_detached(self, uuid: str, *, source: Path, persistent: bool) -> None:
         """Raises DiskStillAttached, with every place where the disk still is."""
@@ -235,6 +253,24 @@ class Hypervisor:
         )
         xml = [] if place is None else [place]
         return [*xml, *await self._back_ends(source), *self._loops(source)]
+
+    async def _remove_unknown(self, uuid: str, source: Path) -> bool:
+        """Take away what libxl has left of an attach that it gave up; False where there is nothing.
+
+        It does so where its hotplug script takes too long. libvirt knows of no disk then, and both
+        of its ends are there.
+        """
+        if self._xenstore is None:
+            return False
+        left = await self._back_ends(source)
+        with contextlib.suppress(DomainNotFound):
+            domid = (await self.find(uuid)).domid if left else None
+            if domid is not None and await self._connection.call(disks.is_unknown, uuid, source):
+                own = [back_end for back_end in left if domid_of(back_end) == domid]
+                for back_end in own:
+                    await remove(self._xenstore, back_end)
+                return bool(own)
+        return False
 
     # ------------------------------------------------------------ waiting
     async def _detach(

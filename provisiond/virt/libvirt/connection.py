@@ -36,7 +36,7 @@ class Connection:
     def __init__(self, uri: str, *, threads: int) -> None:
         self.uri = uri
         self.is_open = False
-        self._threads = Threads(size=threads, name="libvirt")
+        self.threads = Threads(size=threads, name="libvirt")
         self._connection: Any = None
         self._opening: asyncio.Future[Any] | None = None
         self._loop = asyncio.get_running_loop()
@@ -56,9 +56,9 @@ class Connection:
     async def close(self) -> None:
         """Close the connection; domains go on running."""
         self.is_open = False
-        await self._threads.call(_close, self._connection)
+        await self.threads.call(_close, self._connection)
         self._connection = None
-        self._threads.close()
+        self.threads.close()
 
     async def _open_connection(self) -> Any:
         """The connection, opened where there is none; raises HypervisorUnavailable.
@@ -152,7 +152,7 @@ class Connection:
         try:
             return await self._call_on(connection, function, *args, **kwargs)
         finally:
-            await self._threads.call(_close, connection)
+            await self.threads.call(_close, connection)
 
     async def call_in_background(
         self, function: Callable[Concatenate[Any, _P], _R], *args: _P.args, **kwargs: _P.kwargs
@@ -172,10 +172,10 @@ class Connection:
         **kwargs: _P.kwargs,
     ) -> _R:
         try:
-            return await self._threads.call(function, connection, *args, **kwargs)
+            return await self.threads.call(function, connection, *args, **kwargs)
         except libvirt.libvirtError as error:
             # Whatever the error says: on a dead connection it speaks of the connection.
-            if await self._threads.call(_is_alive, connection):
+            if await self.threads.call(_is_alive, connection):
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:  # it went in between
                     raise DomainNotFound(str(error)) from error
                 raise HypervisorFailed(str(error)) from error

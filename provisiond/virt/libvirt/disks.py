@@ -158,6 +158,14 @@ def find_data_disk(connection: Any, uuid: str, source: Path, *, persistent: bool
 
 
 # ---------------------------------------------------------------- both
+def is_unknown(connection: Any, uuid: str, source: Path) -> bool:
+    """Whether the domain has no such disk, and no call is at work that may yet attach it."""
+    domain = look_up(connection, uuid)
+    if domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
+        return False
+    return _disk_at(domain, source, _LIVE) is None
+
+
 def _read(domain: Any, scope: int) -> DomainXml:
     return read_live(domain) if scope == _LIVE else read_inactive(domain)
 

@@ -35,6 +35,11 @@ class Domain:
     state: str
     domid: int | None
 
+    @property
+    def is_paused(self) -> bool:
+        """Somebody has paused it, or QEMU itself, which does so where a disk has no more room."""
+        return self.state == _STATES[libvirt.VIR_DOMAIN_PAUSED]
+
 
 @dataclass(frozen=True, slots=True)
 class DomainDetails(Domain):

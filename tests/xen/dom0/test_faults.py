@@ -3,6 +3,8 @@
 xenstored is left alone: on a live host it cannot be started again.
 """
 
+import asyncio
+
 from tests.daemon.program import STORY
 from tests.lab.domain import Guest
 from tests.xen.dom0 import host
@@ -58,6 +60,19 @@ async def test_provisiond_is_killed_in_mid_job(impatient: Service, guests: Guest
     assert_nothing_is_left(job)
 
 
+async def test_provisiond_hangs_in_mid_job_and_its_watchdog_starts_it_again(
+    impatient: Service, guests: Guests
+) -> None:
+    guest = guests.start("stuck1", delay=LATE)
+    job_id = await attached(impatient, guest)
+    host.run("systemctl", "kill", "--signal=STOP", "--kill-whom=main", "provisiond")
+    await impatient.answered()
+    assert "provisiond.service: Watchdog timeout" in impatient.said()
+    job = await impatient.wait_for(job_id, "SUCCEEDED")
+    assert states(job) == STORY
+    assert_nothing_is_left(job)
+
+
 async def test_provisiond_is_killed_while_the_disk_is_being_attached(
     service: Service, guests: Guests
 ) -> None:
@@ -69,3 +84,21 @@ async def test_provisiond_is_killed_while_the_disk_is_being_attached(
     job = await service.wait_for(job["id"], "SUCCEEDED")
     assert states(job) == STORY
     assert_nothing_is_left(job)
+
+
+async def test_an_attach_that_libxl_gives_up_half_way_leaves_nothing(
+    service: Service, guests: Guests
+) -> None:
+    """libvirt then knows of no disk, but both of its ends are there."""
+    guest = guests.start("givenup1")
+    with host.no_disk_gets_on():
+        job = await service.submit(wanted(guest))
+        await service.wait_for(job["id"], "ISO_WRITTEN")
+        while f"{job['id']}.iso" not in host.back_ends():  # noqa: ASYNC110 - libxl tells nobody
+            await asyncio.sleep(0.1)
+        await service.wait_for(job["id"], "UNDOING")
+        assert f"{job['id']}.iso" not in host.live_xml(guest)
+    job = await service.wait_for(job["id"], "FAILED")
+    assert job["failure"]["code"] == "hypervisor_failed"
+    assert_nothing_is_left(job)
+    assert host.frontend_state(guests.look(guest), "xvdp") is None

@@ -1,36 +1,34 @@
 """Nothing of a secret rests on dom0: not while a job is at work, and not after all of them."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.daemon.canary import SHA512CRYPT, Place, files_below, found
 from tests.xen.dom0 import host
 from tests.xen.dom0.guests import PASSWORD, Guests, wanted
 from tests.xen.dom0.service import ISO_FOLDER, STATE_FOLDER, Service
 
-SHA512CRYPT = re.compile(rb"\$6\$[^\s$]*\$[./0-9A-Za-z]{8}")
 LOGS = (Path("/var/log/libvirt"), Path("/var/log/xen"), STATE_FOLDER)
+KNOWN = {
+    "journal": "MESSAGE=",
+    "xenstore": "/local/domain/0",
+    "command lines": "provisiond serve",
+    f"{STATE_FOLDER}/provisiond.sqlite": "SQLite format 3",
+}
 
 
-def resting_places() -> Iterator[tuple[str, bytes]]:
+def resting_places() -> Iterator[Place]:
     """All that dom0 keeps of its guests and of provisiond, but for the ISO itself."""
-    yield "journal", host.run("journalctl", "--boot", "--all", "--output=export").encode()
-    yield "xenstore", host.run("xenstore-ls", "-f").encode()
-    yield "libvirt's XML", host.every_xml().encode()
-    yield "command lines", host.run("ps", "axwwe").encode()
-    for folder in LOGS:
-        for path in folder.rglob("*"):
-            if path.is_file():
-                yield str(path), path.read_bytes()
+    yield Place("journal", host.run("journalctl", "--boot", "--all", "--output=export").encode())
+    yield Place("xenstore", host.run("xenstore-ls", "-f").encode())
+    yield Place("libvirt's XML", host.every_xml().encode())
+    yield Place("command lines", host.run("ps", "axwwe").encode())
+    yield from files_below(*LOGS)
 
 
-def secrets_found() -> list[str]:
+def secrets_found(*, known: Mapping[str, str] = KNOWN) -> list[str]:
     """The places that hold the password or any hash."""
-    return [
-        place
-        for place, content in resting_places()
-        if PASSWORD.encode() in content or SHA512CRYPT.search(content)
-    ]
+    return found([PASSWORD], resting_places(), known=known)
 
 
 async def test_while_a_job_is_at_work_its_secret_is_on_the_iso_alone(
@@ -41,10 +39,10 @@ async def test_while_a_job_is_at_work_its_secret_is_on_the_iso_alone(
     await impatient.wait_for(job["id"], "ISO_ATTACHED")
     (iso,) = ISO_FOLDER.iterdir()
     assert SHA512CRYPT.search(iso.read_bytes())
-    found = secrets_found()
+    holding = secrets_found(known=KNOWN | {"libvirt's XML": guest.uuid, "xenstore": guest.uuid})
     await impatient.cancel(job["id"])
     await impatient.wait_for(job["id"], "FAILED")
-    assert found == []
+    assert holding == []
 
 
 async def test_after_all_jobs_nothing_is_left_anywhere(service: Service) -> None:

@@ -1,14 +1,16 @@
 /*
- * The power cut: ends provisiond by SIGKILL just before or just after one call that changes the world.
+ * The breakpoint: ends or holds provisiond just before or just after one call that changes the world.
  *
  * Preloaded into the daemon (LD_PRELOAD, which is taken out of the environment at once: no program
- * that it starts has it). $POWER_CUT names a folder:
+ * that it starts has it). $BREAKPOINT names a folder:
  *
- *     wanted    absent: nothing is done. Else one line, "RUN WHEN COUNT CALL": of the calls since RUN
- *               stands there, the COUNTth that is called CALL ends the process, WHEN is before or
- *               after. A COUNT of 0 ends nothing.
+ *     wanted    absent: nothing is done. Else one line, "RUN HOW WHEN COUNT CALL": of the calls since
+ *               RUN stands there, the COUNTth that is called CALL is the breakpoint. HOW is end (the
+ *               process is killed) or hold (the thread waits), WHEN is before or after. A COUNT of 0
+ *               is none.
  *     calls     every call that does not fail is appended to it, a line each, while there is a `wanted`
- *     ended     is made when the process is ended
+ *     reached   is made when the breakpoint is reached
+ *     go        a FIFO: who is held goes on when somebody has opened it for writing
  *
  * A call is called what it does and to what: "link disks/.#.part disks/web#.qcow#". Of a path these
  * are the last two names, below the folder that the folder of `wanted` is in, or with a ~ where it is
@@ -28,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -44,15 +47,17 @@
 enum when { NEVER, BEFORE, AFTER };
 
 static pid_t daemon_pid;
-static char root[LONGEST], wanted_path[LONGEST], calls_path[LONGEST], ended_path[LONGEST];
+static char root[LONGEST], wanted_path[LONGEST], calls_path[LONGEST], reached_path[LONGEST],
+	go_path[LONGEST];
 static atomic_int current_run, seen;
+static atomic_bool holds;
 
 /* ---------------------------------------------------------------- the calls themselves */
 #define CALLS(X) \
 	X(fsync) X(fdatasync) X(link) X(linkat) X(symlink) X(rename) X(renameat) X(renameat2) X(unlink) \
 	X(unlinkat) X(rmdir) X(mkdir) X(mkdirat) X(open) X(open64) X(openat) X(openat64) X(chmod) \
-	X(fchmod) X(ftruncate) X(ftruncate64) X(ioctl) X(kill) X(write) X(send) X(sendto) X(sendmsg) \
-	X(execve) X(execv)
+	X(fchmod) X(ftruncate) X(ftruncate64) X(ioctl) X(kill) X(write) X(pwrite) X(pwrite64) X(send) \
+	X(sendto) X(sendmsg) X(execve) X(execv)
 
 #define DECLARE(name) static __typeof__(&name) real_##name;
 CALLS(DECLARE)
@@ -62,16 +67,17 @@ static void begin(void)
 {
 #define FIND(name) real_##name = (__typeof__(&name))dlsym(RTLD_NEXT, #name);
 	CALLS(FIND)
-	const char *folder = getenv("POWER_CUT");
+	const char *folder = getenv("BREAKPOINT");
 	if (folder) {
 		snprintf(wanted_path, sizeof wanted_path, "%s/wanted", folder);
 		snprintf(calls_path, sizeof calls_path, "%s/calls", folder);
-		snprintf(ended_path, sizeof ended_path, "%s/ended", folder);
+		snprintf(reached_path, sizeof reached_path, "%s/reached", folder);
+		snprintf(go_path, sizeof go_path, "%s/go", folder);
 		snprintf(root, sizeof root, "%.*s", (int)(strrchr(folder, '/') - folder), folder);
 		daemon_pid = getpid();
 	}
 	unsetenv("LD_PRELOAD");
-	unsetenv("POWER_CUT");
+	unsetenv("BREAKPOINT");
 }
 
 /* ---------------------------------------------------------------- names of calls */
@@ -185,11 +191,25 @@ static bool put_said(char *name, int descriptor, const void *data, size_t size)
 	return strstr(peer.sun_path, "libvirt-sock") ? put_procedure(name, data, size) : true;
 }
 
-/* ---------------------------------------------------------------- the cut */
-static void end_daemon(void)
+/* ---------------------------------------------------------------- the breakpoint */
+static void stop_here(void)
 {
-	syscall(SYS_openat, AT_FDCWD, ended_path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-	real_kill(daemon_pid, SIGKILL);
+	int error = errno;
+	bool child = getpid() != daemon_pid;
+	if (holds && child)
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* who is held is not left behind */
+	syscall(SYS_close, syscall(SYS_openat, AT_FDCWD, reached_path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+	if (!holds) {
+		real_kill(daemon_pid, SIGKILL);
+		return;
+	}
+	long fifo;
+	while ((fifo = syscall(SYS_openat, AT_FDCWD, go_path, O_RDONLY | O_CLOEXEC)) < 0 && errno == EINTR)
+		;
+	syscall(SYS_close, fifo);
+	if (child)
+		prctl(PR_SET_PDEATHSIG, 0);
+	errno = error;
 }
 
 /* libvirt asks a QEMU of its own what it can do, and keeps the answers: that changes no world. */
@@ -217,7 +237,7 @@ out:
 /* What shall happen to the call of this name. */
 static enum when reached(const char *name)
 {
-	char line[LONGEST] = "", side[8] = "", call[LONGEST] = "";
+	char line[LONGEST] = "", how[8] = "", side[8] = "", call[LONGEST] = "";
 	int run = 0, count = 0, error = errno;
 	if (is_question(name))
 		return NEVER;
@@ -228,12 +248,14 @@ static enum when reached(const char *name)
 	errno = error;
 	if (length < 0)
 		return NEVER;
-	if (sscanf(line, "%d %7s %d %4095[^\n]", &run, side, &count, call) != 4 || strcmp(call, name))
+	if (sscanf(line, "%d %7s %7s %d %4095[^\n]", &run, how, side, &count, call) != 5 ||
+	    strcmp(call, name))
 		return NEVER;
 	if (atomic_exchange(&current_run, run) != run)
 		atomic_store(&seen, 0);
 	if (atomic_fetch_add(&seen, 1) + 1 != count)
 		return NEVER;
+	holds = !strcmp(how, "hold");
 	return strcmp(side, "before") ? AFTER : BEFORE;
 }
 
@@ -264,7 +286,7 @@ static void put_command(char *name, char *const argv[])
 }
 
 /* The call by which a child becomes another program: the daemon dies, and with AFTER the child goes
- * on as that program. */
+ * on as that program, as it does once it was held. */
 static void before_exec(const char *program, char *const argv[])
 {
 	char name[LONGEST] = "exec";
@@ -274,12 +296,12 @@ static void before_exec(const char *program, char *const argv[])
 	record(name);
 	enum when when = reached(name);
 	if (when != NEVER)
-		end_daemon();
-	if (when == BEFORE)
+		stop_here();
+	if (when == BEFORE && !holds)
 		_exit(127);
 }
 
-/* CALL is made, and the process ends before or after it where that is wanted; PUT says to what. */
+/* CALL is made, and the process stops before or after it where that is wanted; PUT says to what. */
 #define CUT(type, verb, put_what, call) \
 	do { \
 		char name[LONGEST] = verb; \
@@ -289,12 +311,12 @@ static void before_exec(const char *program, char *const argv[])
 			when = reached(name); \
 		} \
 		if (when == BEFORE) \
-			end_daemon(); \
+			stop_here(); \
 		type result = call; \
 		if (result >= 0 && is_daemon()) \
 			record(name); \
 		if (when == AFTER) \
-			end_daemon(); \
+			stop_here(); \
 		return result; \
 	} while (0)
 
@@ -402,7 +424,17 @@ EXPORT int execv(const char *path, char *const argv[])
 	return real_execv(path, argv);
 }
 
-/* ---------------------------------------------------------------- what is said to QEMU or libvirtd */
+/* A regular file that is not the log, which is at the standard descriptors. */
+static bool is_file(int descriptor)
+{
+	struct stat status;
+	int error = errno;
+	bool regular = descriptor > STDERR_FILENO && !fstat(descriptor, &status) && S_ISREG(status.st_mode);
+	errno = error;
+	return regular;
+}
+
+/* ---------------------------------------------------------------- what is written or said */
 #define SAY(type, descriptor, data, size, call) \
 	do { \
 		char said[LONGEST] = ""; \
@@ -413,7 +445,19 @@ EXPORT int execv(const char *path, char *const argv[])
 
 EXPORT ssize_t write(int descriptor, const void *data, size_t size)
 {
+	if (is_daemon() && is_file(descriptor))
+		CUT(ssize_t, "write", put_descriptor(name, descriptor), real_write(descriptor, data, size));
 	SAY(ssize_t, descriptor, data, size, real_write(descriptor, data, size));
+}
+
+EXPORT ssize_t pwrite(int descriptor, const void *data, size_t size, off_t offset)
+{
+	CUT(ssize_t, "write", put_descriptor(name, descriptor), real_pwrite(descriptor, data, size, offset));
+}
+
+EXPORT ssize_t pwrite64(int descriptor, const void *data, size_t size, off64_t offset)
+{
+	CUT(ssize_t, "write", put_descriptor(name, descriptor), real_pwrite64(descriptor, data, size, offset));
 }
 
 EXPORT ssize_t send(int descriptor, const void *data, size_t size, int flags)

@@ -1,0 +1,1 @@
+"""The unit under a real systemd: container.py boots one, unit.py is provisiond in it."""
