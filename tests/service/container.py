@@ -81,7 +81,7 @@ def _boot(folder: Path, log: Path, cgroup: Path) -> tuple[subprocess.Popen[bytes
                 *("setpriv", "--pdeathsig=TERM"),
                 *("unshare", "--mount", "--propagation=private", "sh", "-c", BOOT),
                 *("sh", str(folder)),
-                *_options(folder.name.replace("_", "-")),
+                *_options(f"provisiond-{os.getpid()}"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=console,
