@@ -58,6 +58,7 @@ from provisiond.xenstore.domains import Domains
 log = logging.getLogger(__name__)
 
 _RECONNECT_SECONDS = 2.0
+_COLLECT_SECONDS = 10.0
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
 _ISO_THREADS = 2
@@ -130,13 +131,13 @@ async def _answer(
             tasks.create_task(_watchdog(tools, supervisor).watch(), name="watchdog"),
             tasks.create_task(prune(tools.store, settings), name="prune"),
             tasks.create_task(_stop_on_damage(tools.store, until), name="damage"),
+            tasks.create_task(_collect_often(), name="garbage"),
         ]
         if xen:
             keeping += [
                 tasks.create_task(xen.xenstore.stay_connected(), name="xenstore"),
                 tasks.create_task(xen.domains.follow(), name="domains"),
             ]
-        _collect_often()
         systemd.notify("READY=1")
         for address in server.addresses:
             log.info("provisiond %s serves on %s", __version__, address)
@@ -150,7 +151,7 @@ async def _answer(
             task.cancel()
 
 
-def _collect_often() -> None:
+async def _collect_often() -> None:
     """Have connections that were cut off collected soon.
 
     asyncio's TLS connections are cycles of few objects, with a buffer of 256 KiB each; Python looks
@@ -159,6 +160,9 @@ def _collect_often() -> None:
     """
     gc.collect()
     gc.freeze()
+    while True:
+        await asyncio.sleep(_COLLECT_SECONDS)
+        gc.collect()  # some ms: it looks at what has come since the start
 
 
 def _traffic(settings: Settings) -> Traffic:
