@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 PROVISIOND = Path(sys.executable).with_name("provisiond")
-START_SECONDS = 120  # a busy machine takes its time
+START_SECONDS = 30
 Json = dict[str, Any]
 # The states of a job that goes well, in their order.
 STORY = [

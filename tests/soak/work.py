@@ -36,7 +36,6 @@ COMMANDS = (
     ("show", "absent"),
 )
 TINY = "tiny"  # a base that boots
-PATIENCE = 60  # seconds for one request
 RELOAD_SECONDS = 0.5
 PAUSE = 0.02
 DEADLINE = 5  # seconds, the least that a job may have
@@ -238,11 +237,7 @@ class Remote(Worker):
                 raise AssertionError("a client without a certificate was answered")
 
     def _client(self, context: ssl.SSLContext) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            verify=context,
-            base_url=f"https://127.0.0.1:{self.site.port}",
-            timeout=PATIENCE,  # a busy machine takes its time for a greeting
-        )
+        return httpx.AsyncClient(verify=context, base_url=f"https://127.0.0.1:{self.site.port}")
 
 
 class Reloads(Worker):
