@@ -70,8 +70,10 @@ _IMAGES_AT_ONCE = 2
 _REBOOT_SECONDS = 60.0
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, *, hypervisor: type[Hypervisor] = Hypervisor) -> None:
     """Serve until SIGTERM or SIGINT; every job that has not ended is left to be resumed.
+
+    `hypervisor` may be one that counts its calls, or that needs no host.
 
     Raises SettingsError, AlreadyRunning, StateUnusable or StateUnwritable where it cannot start,
     and StateUnusable where the state file is damaged while it runs.
@@ -90,7 +92,8 @@ async def serve(settings: Settings) -> None:
         )
         xen = _Xen.opened() if uri.startswith("xen:") else None
         metrics = Metrics()
-        tools = _put_together(settings, uri, xen, metrics)
+        host = hypervisor(uri, threads=_LIBVIRT_THREADS, xenstore=xen.xenstore if xen else None)
+        tools = _put_together(settings, host, xen, metrics)
         async with _opened(tools):
             supervisor = Supervisor(
                 tools,
@@ -187,9 +190,10 @@ def set_up_logging(level: str) -> None:
 
 
 # ---------------------------------------------------------------- adapters
-def _put_together(settings: Settings, uri: str, xen: "_Xen | None", metrics: Metrics) -> Tools:
+def _put_together(
+    settings: Settings, hypervisor: Hypervisor, xen: "_Xen | None", metrics: Metrics
+) -> Tools:
     """What the stories work with; nothing of it is open yet."""
-    hypervisor = Hypervisor(uri, threads=_LIBVIRT_THREADS, xenstore=xen.xenstore if xen else None)
     # Images name each other by real paths, and libvirt has them so: every path is a real one.
     image_dir = Path(os.path.realpath(settings.image_dir))
     bases, disks = _folders_of_images(settings, image_dir)
