@@ -68,7 +68,7 @@ class Crowd:
         loop = asyncio.get_running_loop()
         began = loop.time()
         idle: list[Keeper] = []
-        async with asyncio.TaskGroup() as tasks, _connections(self.daemon.socket, 8) as keepers:
+        async with _connections(self.daemon.socket, 8) as keepers, asyncio.TaskGroup() as tasks:
             idle.extend(keepers)
             for turn, number in enumerate(numbers):
                 await asyncio.sleep(began + turn / per_second - loop.time())

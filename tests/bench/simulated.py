@@ -34,7 +34,7 @@ class _SimulatedConnection(Connection):
     """One libvirt for all calls: a call apart needs no connection of its own to be opened."""
 
     def __init__(self, uri: str, *, threads: int) -> None:
-        super().__init__(f"{uri}/embed", threads=threads)
+        super().__init__("simulated:///embed", threads=threads)
 
     async def _open_connection(self) -> Any:
         if not self.is_open:
