@@ -6,6 +6,7 @@ stands in this tree.
 """
 
 import hashlib
+import inspect
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ USER = "ops"
 
 # fuseiso reads the config disk where the kernel below the container has no iso9660.
 EVERYWHERE = ("fuseiso", "iproute2", "iputils-ping", "netbase", "openssh-server", "tzdata")
+# Made with one /usr from the start, not merged later by a package that brings all of Perl.
+MERGED_USR = "--hook-dir=/usr/share/mmdebstrap/hooks/maybe-merged-usr"
 # What the kernel asks to mount an ISO 9660; a kernel that has it would not need this.
 MOUNT_ISO = """\
 #!/bin/sh
@@ -101,6 +104,11 @@ class System:
         return f"{self.init}-{self.network}"
 
     @property
+    def image(self) -> str:
+        """Which root it has: rc.local is a way to start programs on a Debian with sysvinit."""
+        return "sysvinit-ifupdown" if self.start_up is RC_LOCAL else self.name
+
+    @property
     def has_systemd(self) -> bool:
         return self.start_up is SYSTEMD
 
@@ -144,7 +152,6 @@ SYSTEMS = (
         resolv_conf=RESOLVED,
     ),
     System("sysvinit", "ifupdown", SYSV, WITH_SYSV, IFUPDOWN),
-    System("rc.local", "ifupdown", RC_LOCAL, WITH_SYSV, IFUPDOWN),
     System(
         "OpenRC",
         "ifupdown",
@@ -152,6 +159,7 @@ SYSTEMS = (
         ("ifupdown", "initscripts", "openrc", "sysvinit-core"),
         IFUPDOWN,
     ),
+    System("rc.local", "ifupdown", RC_LOCAL, WITH_SYSV, IFUPDOWN),
 )
 
 
@@ -169,19 +177,26 @@ def golden_root(system: System) -> Path:
     """The root of one system."""
     packages = sorted({*EVERYWHERE, *system.packages})
     versions = package_versions(*packages)
-    recipe = (_configure.__code__.co_code, MOUNT_ISO, NO_TERMINALS, CONSOLE, USER)
+    recipe = (inspect.getsource(_configure), MOUNT_ISO, NO_TERMINALS, CONSOLE, USER, MERGED_USR)
     made_of = repr((packages, versions, system.units, sorted(system.files.items()), recipe))
-    root = cache_directory() / f"system-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+    name = f"system-{system.image}"
+    root = cache_directory() / f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     root.parent.mkdir(parents=True, exist_ok=True)
-    with locked(root.with_name(f"{root.name}.lock")):
-        part = root.with_name(f"{root.name}.part")
-        if part.exists():  # an interrupted making has left it
-            shutil.rmtree(part)
+    with locked(root.with_name(f"{name}.lock")):
         if not root.exists():
-            install_debian(part, packages)
-            _configure(part, system)
-            part.rename(root)
+            _make_root(root, root.with_name(f"{name}.part"), system, packages)
     return root
+
+
+def _make_root(root: Path, part: Path, system: System, packages: Sequence[str]) -> None:
+    """Whatever an interrupted making has left, and roots of older packages, are removed."""
+    if part.exists():
+        shutil.rmtree(part)
+    install_debian(part, packages, MERGED_USR)
+    _configure(part, system)
+    for older in root.parent.glob(f"system-{system.image}-*"):
+        shutil.rmtree(older)
+    part.rename(root)
 
 
 def install(root: Path, system: System) -> None:
