@@ -20,16 +20,10 @@ from tests.lab.packages import cache_directory, locked, package_versions
 INIT_FILES = PROJECT / "guest-agent" / "init"
 USER = "ops"
 
-# fuseiso reads the config disk where the kernel below the container has no iso9660.
+# fuseiso is for containers, see hardware.py.
 EVERYWHERE = ("fuseiso", "iproute2", "iputils-ping", "netbase", "openssh-server", "tzdata")
 # Made with one /usr from the start, not merged later by a package that brings all of Perl.
 MERGED_USR = "--hook-dir=/usr/share/mmdebstrap/hooks/maybe-merged-usr"
-# What the kernel asks to mount an ISO 9660; a kernel that has it would not need this.
-MOUNT_ISO = """\
-#!/bin/sh
-# mount -t iso9660 DEVICE FOLDER: by FUSE, with the options that mount was given
-exec fuseiso "$1" "$2" -o "$4"
-"""
 # A console is all that a container has; the terminals of a PC are not there.
 NO_TERMINALS = "/^[1-6]:.*tty[1-6]/d"
 CONSOLE = "co:2345:respawn:/sbin/getty --noclear console 115200 linux\n"
@@ -177,7 +171,7 @@ def golden_root(system: System) -> Path:
     """The root of one system."""
     packages = sorted({*EVERYWHERE, *system.packages})
     versions = package_versions(*packages)
-    recipe = (inspect.getsource(_configure), MOUNT_ISO, NO_TERMINALS, CONSOLE, USER, MERGED_USR)
+    recipe = (inspect.getsource(_configure), NO_TERMINALS, CONSOLE, USER, MERGED_USR)
     made_of = repr((packages, versions, system.units, sorted(system.files.items()), recipe))
     name = f"system-{system.image}"
     root = cache_directory() / f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
@@ -217,9 +211,6 @@ def install(root: Path, system: System) -> None:
 
 def _configure(root: Path, system: System) -> None:
     """What an installer would have done, and what only a container needs."""
-    helper = root / "usr/sbin/mount.iso9660"
-    helper.write_text(MOUNT_ISO)
-    helper.chmod(0o755)
     for name, text in {"etc/hostname": "golden\n", **system.files}.items():
         (root / name).write_text(text)
     run_tool("chroot", root, "useradd", "--create-home", "--shell=/bin/sh", USER)
