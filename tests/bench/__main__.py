@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tests.bench import config_iso, many, start
+from tests.bench import config_iso, many, one_job, start
 from tests.bench.crowd import ON_DISK
 from tests.bench.figures import Row, table
 from tests.bench.machine import describe
@@ -26,6 +26,7 @@ class Measure(Protocol):
 
 
 GROUPS: Mapping[str, Measure] = {
+    "job": one_job.measure,
     "iso": config_iso.measure,
     "many": many.measure,
     "start": start.measure,
