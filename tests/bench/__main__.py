@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tests.bench import config_iso, many, one_job, start
+from tests.bench import config_iso, many, one_job, peers, start
 from tests.bench.crowd import ON_DISK
 from tests.bench.figures import Row, table
 from tests.bench.machine import describe
@@ -29,6 +29,7 @@ GROUPS: Mapping[str, Measure] = {
     "job": one_job.measure,
     "iso": config_iso.measure,
     "many": many.measure,
+    "peers": peers.measure,
     "start": start.measure,
 }
 
