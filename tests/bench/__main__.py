@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tests.bench import config_iso, many, one_job, peers, start
+from tests.bench import config_iso, in_guest, many, one_job, peers, start
 from tests.bench.crowd import ON_DISK
 from tests.bench.figures import Row, table
 from tests.bench.machine import describe
@@ -30,6 +30,7 @@ GROUPS: Mapping[str, Measure] = {
     "iso": config_iso.measure,
     "many": many.measure,
     "peers": peers.measure,
+    "guest": in_guest.measure,
     "start": start.measure,
 }
 
