@@ -1,8 +1,8 @@
-# make test, test-xen, test-guests, faults, fuzz, soak and demo set up what they need on a fresh
+# make test, test-xen, test-guests, faults, fuzz, soak, bench and demo set up what they need on a fresh
 # Debian 12 or later (setup-debian); the second time they find it done. ARGS goes to pytest:
 # make test ARGS='-x tests/unit'
 
-.PHONY: help test test-xen test-guests faults fuzz soak demo setup lock clean
+.PHONY: help test test-xen test-guests faults fuzz soak bench demo setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo 'make faults      kill it, cut its power and fill its disks at every call that changes the world'
 	@echo 'make fuzz        throw hostile input at the parsers and the API, and look (ARGS=--help)'
 	@echo 'make soak        work without a pause for 5 minutes: nothing grows; then floods by guests'
+	@echo 'make bench       measure its overhead, its growth and its peers in one run (ARGS=--help)'
 	@echo 'make demo        provision a real guest on this machine and show each step'
 	@echo 'make lock        resolve constraints.txt again from pyproject.toml'
 	@echo 'make clean       remove .venv, the caches and the results in this tree'
@@ -38,6 +39,9 @@ fuzz: setup
 
 soak: setup
 	.venv/bin/python -m tests.soak $(ARGS)
+
+bench: setup
+	.venv/bin/python -m tests.bench $(ARGS)
 
 demo: setup
 	.venv/bin/python -m tests.demo $(ARGS)
@@ -71,7 +75,7 @@ clean:
 else
 
 # Packages are installed, namespaces and guests started: all of that is root's, and so is .venv.
-setup test test-xen test-guests faults fuzz soak demo lock clean:
+setup test test-xen test-guests faults fuzz soak bench demo lock clean:
 	sudo --preserve-env=CI,LAB_CACHE,http_proxy,https_proxy,no_proxy $(MAKE) $@ ARGS='$(ARGS)'
 
 endif

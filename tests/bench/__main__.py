@@ -6,9 +6,12 @@ is no failure. Best on a machine that does nothing else.
 
 import argparse
 import asyncio
+import io
 import json
 import signal
+import sys
 from collections.abc import AsyncIterator, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +20,9 @@ from tests.bench.crowd import ON_DISK
 from tests.bench.figures import Row, table
 from tests.bench.machine import describe
 from tests.bench.peer_tools import install_peers
+from tests.lab.initramfs import PROJECT
+
+BUILD = PROJECT / "build"
 
 
 class Measure(Protocol):
@@ -43,24 +49,31 @@ def main() -> None:
     machine = describe(state=ON_DISK)
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
     rows: list[Row] = []
+    wanted.json.parent.mkdir(parents=True, exist_ok=True)
     for name in wanted.only or GROUPS:
         print(f"\nmeasuring: {name}", flush=True)
         asyncio.run(_collect(GROUPS[name], rows, quick=wanted.quick))
     print(f"\n{table(rows)}")
     print(verdict(rows))
-    if wanted.json:
-        found = {"machine": machine, "quick": wanted.quick, "rows": [r.as_json() for r in rows]}
-        wanted.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    if wanted.plot:
-        from tests.bench.plot import draw  # noqa: PLC0415 - a second's import, of no use elsewhere
+    found = {"machine": machine, "quick": wanted.quick, "rows": [row.as_json() for row in rows]}
+    wanted.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    from tests.bench.plot import draw  # noqa: PLC0415 - a second's import, after all was measured
 
-        draw(rows, machine, wanted.plot)
+    draw(rows, machine, wanted.plot)
+    print(f"written: {wanted.json}, {wanted.plot}")
 
 
 async def _collect(measure: Measure, rows: list[Row], *, quick: bool) -> None:
-    async for row in measure(quick=quick):
-        rows.append(row)
-        print(table([row]).splitlines()[-1], flush=True)
+    """Consoles and logs that are shown at the end of a guest are of use only after a failure."""
+    noise = io.StringIO()
+    try:
+        with redirect_stdout(noise):
+            async for row in measure(quick=quick):
+                rows.append(row)
+                print(table([row]).splitlines()[-1], file=sys.__stdout__, flush=True)
+    except BaseException:
+        print(noise.getvalue())
+        raise
 
 
 def verdict(rows: list[Row]) -> str:
@@ -73,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="NAME", help=", ".join(GROUPS))
     parser.add_argument("--quick", action="store_true", help="the smallest sizes: does it run?")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there (PNG)")
+    parser.add_argument("--json", type=Path, metavar="FILE", default=BUILD / "bench.json")
+    parser.add_argument("--plot", type=Path, metavar="FILE", default=BUILD / "bench.png")
     return parser
 
 

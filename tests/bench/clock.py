@@ -1,4 +1,4 @@
-"""The one clock that all processes of a measurement read; and what a process has used of the CPU."""
+"""The one clock that all processes of a measurement read; CPU and memory of a process."""
 
 import os
 import re

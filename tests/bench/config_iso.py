@@ -1,4 +1,4 @@
-"""3. The config ISO: in this process by pycdlib, and by the two programs that shell scripts call."""
+"""3. The config ISO: in this process by pycdlib, and by two programs that shell scripts call."""
 
 import subprocess
 import tempfile

@@ -1,4 +1,4 @@
-"""A daemon over a simulated host with many domains, and everything that is read of it afterwards."""
+"""A daemon over a simulated host with many domains, and what is read of both afterwards."""
 
 import asyncio
 import json
@@ -67,23 +67,22 @@ class Crowd:
         """A job for each of these domains, at a steady pace, whether those before have ended."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        idle: list[Keeper] = []
+        idle: asyncio.Queue[Keeper] = asyncio.Queue()
         async with _connections(self.daemon.socket, 8) as keepers, asyncio.TaskGroup() as tasks:
-            idle.extend(keepers)
+            for keeper in keepers:
+                idle.put_nowait(keeper)
             for turn, number in enumerate(numbers):
                 await asyncio.sleep(began + turn / per_second - loop.time())
-                while not idle:
-                    await asyncio.sleep(0.001)
-                tasks.create_task(self._ask(idle.pop(), idle, number))
+                tasks.create_task(self._ask(await idle.get(), idle, number))
 
-    async def _ask(self, keeper: Keeper, idle: list[Keeper], number: int) -> None:
+    async def _ask(self, keeper: Keeper, idle: asyncio.Queue[Keeper], number: int) -> None:
         self.jobs.append(await keeper.submit(body_of(number)))
-        idle.append(keeper)
+        idle.put_nowait(keeper)
 
     async def all_ended(self) -> None:
         """Looks four times a second: no event says that nothing is left."""
         async with kept(self.daemon.socket) as http:
-            while await self.unfinished(http):
+            while await self.unfinished(http):  # noqa: ASYNC110 - it is another process's
                 await asyncio.sleep(0.25)
 
     @staticmethod
@@ -182,7 +181,8 @@ def _start_host(
     path: Path, store: Path, count: int, think: float | None, said: Path
 ) -> subprocess.Popen[bytes]:
     seconds = "never" if think is None else str(think)
-    argv = [sys.executable, "-m", "tests.bench.simulated_host", path, store, str(count), seconds]
+    argv: list[str | Path] = [sys.executable, "-m", "tests.bench.simulated_host", path, store]
+    argv += [str(count), seconds]
     with said.open("wb") as file:
         host = subprocess.Popen(argv, cwd=PROJECT, stdin=subprocess.PIPE, stdout=file)
     while not said.read_text():

@@ -24,7 +24,9 @@ def describe(*, state: Path) -> dict[str, str]:
     """Processor, memory, kernel, versions, and how busy it is; `state` is where SQLite writes."""
     cpus = Path("/proc/cpuinfo").read_text()
     model = re.search(r"^model name\s*: (.+)$", cpus, re.MULTILINE)
-    (total,) = re.findall(r"^MemTotal:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    (total,) = re.findall(
+        r"^MemTotal:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE
+    )
     return {
         "processor": model[1] if model else platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),

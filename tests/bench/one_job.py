@@ -1,8 +1,8 @@
-"""1 and 2. What one job costs beyond the calls that it has to make, and how long the ISO is exposed.
+"""1 and 2. What one job costs beyond the calls that it has to make, and the secret's exposure.
 
-A real guest under libvirt's embedded driver. Every call of libvirt's is timed where provisiond makes
-it, and every word of the guest's where it comes out of QEMU; the bare ISO and the bare fsync are
-measured in turns with the jobs. Ours is what is left.
+A real guest under libvirt's embedded driver. Every call of libvirt's is timed where provisiond
+makes it, and every word of the guest's where it comes out of QEMU; the bare ISO and the bare fsync
+are measured in turns with the jobs. Ours is what is left.
 """
 
 import os
@@ -89,9 +89,7 @@ async def _one(daemon: Daemon, number: int) -> int:
     return asked
 
 
-def _rows(
-    jobs: Sequence[Sequence[Call]], begun: Sequence[int], tap: Tap, bare: _Bare
-) -> list[Row]:
+def _rows(jobs: Sequence[Sequence[Call]], begun: Sequence[int], tap: Tap, bare: _Bare) -> list[Row]:
     iso, fsync = Spread.of(bare.iso).median, Spread.of(bare.fsync).median
     totals, before, after, exposed, detaches = [], [], [], [], []
     for calls, asked in zip(jobs, begun, strict=True):
@@ -126,7 +124,9 @@ def _rows(
 
 def _sum(calls: Sequence[Call], start: int, end: int) -> float:
     """What libvirt's calls between the two have taken together, in ms."""
-    return sum(call.end - call.start for call in calls if start <= call.start and call.end <= end) / MS
+    return (
+        sum(call.end - call.start for call in calls if start <= call.start and call.end <= end) / MS
+    )
 
 
 def _wait_for_hello(tap: Tap, start: int, end: int) -> float:

@@ -1,7 +1,8 @@
-"""5. The same work by peers, in turns with ours: disk made, attached, guest reports, detached, gone.
+"""5. The same work by peers, in turns with ours: disk made, attached, answered, detached, gone.
 
-All over one real libvirtd, each with a real guest of its own. virt-install --cloud-init is not among
-them: it gives a domain its disk before the first boot, and never takes it away from one that runs.
+All over one real libvirtd, each with a real guest of its own. virt-install --cloud-init is not
+among them: it gives a domain its disk before the first boot, and never takes it away from one that
+runs.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from provisiond.api.guest_config import GuestConfig
 from provisiond.iso.tree import Identity, build_tree
 from tests.bench.clock import now
 from tests.bench.crowd import ON_DISK, PASSWORD_HASH
@@ -29,7 +31,6 @@ from tests.lab.fixtures import TMPFS
 from tests.lab.initramfs import guest_files
 from tests.lab.libvirtd import Libvirtd
 from tests.lab.program import Running
-from provisiond.api.guest_config import GuestConfig
 
 GROUP = "5 against peers (real libvirtd, real guests)"
 OLD_WAY = Path(__file__).with_name("old-way")
@@ -88,7 +89,16 @@ class _Scripted(_Way):
             (files / name).write_bytes(content)
         iso, words = self.folder / f"{self.make}.iso", self.folder / f"words-{self.make}"
         words.touch()
-        argv = [OLD_WAY, self.make, self.guest.uri, self.guest.name, files, iso, words, nonce]
+        argv: list[str | Path] = [
+            OLD_WAY,
+            self.make,
+            self.guest.uri,
+            self.guest.name,
+            files,
+            iso,
+            words,
+            nonce,
+        ]
         recording = asyncio.create_task(self.tap.record(words))
         try:
             script = await asyncio.create_subprocess_exec(*argv)
@@ -147,7 +157,11 @@ async def _site() -> AsyncIterator[Mapping[str, _Way]]:
         own = stack.enter_context(fresh_folder())
         own.chmod(0o755)
         on_disk = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=ON_DISK))
-        settings = {"libvirt_uri": libvirtd.uri, "log_level": "info", "state_dir": on_disk}
+        settings: dict[str, object] = {
+            "libvirt_uri": libvirtd.uri,
+            "log_level": "info",
+            "state_dir": on_disk,
+        }
         daemon = Daemon(own, settings)
         stack.push_async_callback(daemon.kill)
         await daemon.start()

@@ -62,7 +62,9 @@ class _Domain:
             ET.SubElement(disk, "source", file=source)
             ET.SubElement(disk, "target", dev=target, bus="xen")
         nic = ET.SubElement(devices, "interface", type="bridge")
-        ET.SubElement(nic, "mac", address=f"00:16:3e:00:{self.number >> 8:02x}:{self.number & 255:02x}")
+        ET.SubElement(
+            nic, "mac", address=f"00:16:3e:00:{self.number >> 8:02x}:{self.number & 255:02x}"
+        )
         return ET.tostring(domain, encoding="unicode")
 
 
