@@ -71,6 +71,46 @@ async def back_ends_of(xenstore: Xenstore, file: Path) -> list[str]:
     ]
 
 
+class BackEnds:
+    """dom0's ends of disks, looked at without those of other domains: there may be thousands.
+
+    A domid belongs to one domain for all its life, so whose it is need be read only once.
+    """
+
+    def __init__(self, xenstore: Xenstore) -> None:
+        self._xenstore = xenstore
+        self._owners: dict[str, bytes] = {}  # by domid, of the domids that have back ends
+
+    async def of(self, file: Path, *, uuid: str) -> list[str]:
+        """The back ends that serve `file` to this domain, under any domid that it has or had, or to
+        one that is not known to be another's: it may be just being destroyed."""
+        found: list[str] = []
+        seen: set[str] = set()
+        for folder in _BACK_ENDS:
+            for domid in await self._xenstore.children_if_any(folder):
+                seen.add(domid)
+                if await self._is_anothers(domid, uuid):
+                    continue
+                found += [
+                    path
+                    for path in await _back_ends_in(self._xenstore, f"{folder}/{domid}")
+                    if await _serves(self._xenstore, path, file)
+                ]
+        for domid in self._owners.keys() - seen:  # its number may be given to another domain
+            self._owners.pop(domid, None)
+        return found
+
+    async def _is_anothers(self, domid: str, uuid: str) -> bool:
+        owner = self._owners.get(domid)
+        if owner is None:
+            with contextlib.suppress(FileNotFoundError):
+                owner = await self._xenstore.read(f"/local/domain/{domid}/vm")
+            if owner is None or not owner.startswith(b"/vm/"):
+                return False
+            self._owners[domid] = owner
+        return owner != f"/vm/{uuid}".encode()
+
+
 async def back_ends_for(xenstore: Xenstore, domid: int) -> list[str]:
     """The back ends that serve a domain, as long as there are any: also after it has ended."""
     return [

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from provisiond.virt.vbd import (
+    BackEnds,
     await_connected,
     back_ends_for,
     back_ends_of,
@@ -17,6 +18,7 @@ from provisiond.virt.vbd import (
     vdev_number,
 )
 from provisiond.xenstore.client import Xenstore
+from tests.xenstore.connect import Counted
 from tests.xenstore.daemon import XenDomain, Xenstored
 
 ISO = Path("/run/provisiond/iso/0123.iso")
@@ -68,6 +70,58 @@ async def test_a_back_end_is_found_by_the_file_that_it_serves(
     assert await back_ends_of(xenstore, ISO) == [path]
     xenstored.dom0.rm(path)
     assert await back_ends_of(xenstore, ISO) == []
+
+
+async def test_whose_back_ends_serve_an_iso_is_found_under_every_domid_that_may_be_the_domains(
+    xenstored: Xenstored, xenstore: Xenstore, domain: XenDomain
+) -> None:
+    other = xenstored.introduce(6, uuid=str(uuid.uuid4()))
+    rebooted = xenstored.introduce(7, uuid=domain.uuid)
+    for one in (domain, other, rebooted):
+        attach(xenstored, one, file=ISO)
+    # One that is being destroyed: libxl has removed its home, and not yet its back end.
+    unknown = "/local/domain/0/backend/qdisk/8/51952"
+    xenstored.dom0.write(f"{unknown}/params", f"aio:{ISO}".encode())
+    back_ends = BackEnds(xenstore)
+    folder = "/local/domain/0/backend/vbd"
+    own = {f"{folder}/5/51952", f"{folder}/7/51952", unknown}
+    assert set(await back_ends.of(ISO, uuid=domain.uuid)) == own
+    assert await back_ends.of(ISO.with_name("4567.iso"), uuid=domain.uuid) == []
+    xenstored.dom0.rm(f"{folder}/5")
+    assert set(await back_ends.of(ISO, uuid=domain.uuid)) == own - {f"{folder}/5/51952"}
+
+
+async def test_a_look_for_an_isos_back_ends_reads_nothing_of_other_domains_but_once_whose_they_are(
+    xenstored: Xenstored, xenstore: Counted, domain: XenDomain
+) -> None:
+    others = xenstored.introduce_all({10 + n: str(uuid.uuid4()) for n in range(20)})
+    for one in (domain, *others):
+        attach(xenstored, one, file=ISO.with_name(f"{one.domid}.iso"))
+    back_ends = BackEnds(xenstore)
+    first = await _reads_of(back_ends, xenstore, domain)
+    again = await _reads_of(back_ends, xenstore, domain)
+    assert first == len(others) + 1 + again
+    assert again <= 2
+
+
+async def test_a_domid_that_another_domain_had_is_looked_at_anew(
+    xenstored: Xenstored, xenstore: Xenstore, domain: XenDomain
+) -> None:
+    other = xenstored.introduce(6, uuid=str(uuid.uuid4()))
+    attach(xenstored, other, file=ISO)
+    back_ends = BackEnds(xenstore)
+    assert await back_ends.of(ISO, uuid=domain.uuid) == []
+    xenstored.dom0.rm("/local/domain/0/backend/vbd/6")
+    assert await back_ends.of(ISO, uuid=domain.uuid) == []
+    xenstored.dom0.write(f"{other.home}/vm", f"/vm/{domain.uuid}".encode())
+    attach(xenstored, other, file=ISO)
+    assert await back_ends.of(ISO, uuid=domain.uuid) == ["/local/domain/0/backend/vbd/6/51952"]
+
+
+async def _reads_of(back_ends: BackEnds, xenstore: Counted, domain: XenDomain) -> int:
+    before = xenstore.reads.total()
+    assert await back_ends.of(ISO, uuid=domain.uuid) == []
+    return xenstore.reads.total() - before
 
 
 @pytest.mark.parametrize(

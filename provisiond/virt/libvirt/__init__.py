@@ -5,7 +5,7 @@ libvirt has one importer: this package. Every change may be asked for twice.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from provisiond.virt.libvirt import disks, domains, lifecycle
 from provisiond.virt.libvirt.connection import Connection
 from provisiond.virt.libvirt.domains import Domain, DomainDetails
 from provisiond.virt.vbd import (
+    BackEnds,
     await_connected,
     back_ends_for,
     back_ends_of,
@@ -45,6 +46,7 @@ class Hypervisor:
         self.uri = uri
         self._connection = Connection(uri, threads=threads)
         self._xenstore = xenstore
+        self._served = None if xenstore is None else BackEnds(xenstore)
         self._agents_asked: set[str] = set()
 
     # ------------------------------------------------------------ connection
@@ -191,10 +193,10 @@ class Hypervisor:
 
         async def ask() -> None:
             await self._connection.call_apart(disks.detach_iso, uuid, iso)
-            await self._remove_unknown(uuid, iso)
+            await self._remove_unknown(uuid, iso, await self._iso_back_ends(uuid, iso))
 
         async def is_there() -> bool:
-            return await self.has_disk(uuid, iso) or bool(await self._back_ends(iso))
+            return await self.has_disk(uuid, iso) or bool(await self._iso_back_ends(uuid, iso))
 
         await self._detach(ask, is_there)
         return self._free_loops(iso)
@@ -203,7 +205,7 @@ class Hypervisor:
         """Look once more, after the file was unlinked; DiskStillAttached says where it still is."""
         if await self.has_disk(uuid, iso):
             raise DiskStillAttached(f"{iso.name} was attached again: it stands in the live XML")
-        holders = [*await self._back_ends(iso), *self._loops(iso)]
+        holders = [*await self._iso_back_ends(uuid, iso), *self._loops(iso)]
         if holders:
             raise DiskStillAttached(f"{iso.name} is still held by {', '.join(holders)}")
 
@@ -238,7 +240,7 @@ class Hypervisor:
 
     async def _ask_to_detach(self, uuid: str, source: Path, *, kept: bool) -> None:
         await self._connection.call_apart(disks.detach_data_disk, uuid, source, kept=kept)
-        if not kept and await self._remove_unknown(uuid, source):
+        if not kept and await self._remove_unknown(uuid, source, await self._back_ends(source)):
             self._free_loops(source)
 
     async def prove_detached(self, uuid: str, *, source: Path, persistent: bool) -> None:
@@ -254,15 +256,16 @@ class Hypervisor:
         xml = [] if place is None else [place]
         return [*xml, *await self._back_ends(source), *self._loops(source)]
 
-    async def _remove_unknown(self, uuid: str, source: Path) -> bool:
+    async def _remove_unknown(self, uuid: str, source: Path, left: Sequence[str]) -> bool:
         """Take away what libxl has left of an attach that it gave up; False where there is nothing.
+
+        `left` are the back ends that serve the source.
 
         It does so where its hotplug script takes too long. libvirt knows of no disk then, and both
         of its ends are there.
         """
         if self._xenstore is None:
             return False
-        left = await self._back_ends(source)
         with contextlib.suppress(DomainNotFound):
             domid = (await self.find(uuid)).domid if left else None
             if domid is not None and await self._connection.call(disks.is_unknown, uuid, source):
@@ -302,6 +305,10 @@ class Hypervisor:
 
     async def _back_ends(self, source: Path) -> list[str]:
         return [] if self._xenstore is None else await back_ends_of(self._xenstore, source)
+
+    async def _iso_back_ends(self, uuid: str, iso: Path) -> list[str]:
+        """Those of its own domain: a config ISO is attached to no other. `_loops` tells of any."""
+        return [] if self._served is None else await self._served.of(iso, uuid=uuid)
 
     def _loops(self, source: Path) -> list[str]:
         return [] if self._xenstore is None else list(loops_of(source))
