@@ -16,14 +16,7 @@ def now() -> int:
     return time.clock_gettime_ns(CLOCK)
 
 
-def cpu_seconds(pid: int, *, with_children: bool = False) -> float:
-    """What a process has used, in steps of 10 ms; with those of its children that have ended."""
-    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    fields = stat[11:15] if with_children else stat[11:13]
-    return sum(map(int, fields)) * TICK
-
-
-def cpu_seconds_exact(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """What a process and its threads have used, by the scheduler's own count (schedstat, ns)."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

@@ -8,7 +8,7 @@ is all of a job's time but what the simulated host and its guest took.
 from collections.abc import AsyncIterator
 from time import time
 
-from tests.bench.clock import cpu_seconds_exact, memory_mib
+from tests.bench.clock import cpu_seconds, memory_mib
 from tests.bench.crowd import Facts, crowd
 from tests.bench.figures import Row, Target, median_row, p99_row
 
@@ -35,10 +35,10 @@ async def measure(*, quick: bool) -> AsyncIterator[Row]:
 async def _burst(count: int, cost: dict[int, float]) -> AsyncIterator[Row]:
     """All of them as fast as it goes; the guests answer at once."""
     async with crowd(count, think=0.0) as site:
-        began, used = time(), cpu_seconds_exact(site.pid)
+        began, used = time(), cpu_seconds(site.pid)
         await site.submit(range(count))
         await site.all_ended()
-        used = cpu_seconds_exact(site.pid) - used
+        used = cpu_seconds(site.pid) - used
         memory = memory_mib(site.pid)
         await site.end()
         facts = site.facts()

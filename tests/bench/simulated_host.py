@@ -134,6 +134,7 @@ class _Host:
         await asyncio.sleep(DETACH_SECONDS)
         for end in _ends(domain.domid, target):
             self._store.rm(end)
+            self._store.rm(str(Path(end).parent))  # libxl removes what is left empty
         domain.disks.pop(target, None)
         _tell(source, "detach", time() - started)
         return 0

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from time import perf_counter
 
-from tests.bench.clock import cpu_seconds_exact, memory_mib
+from tests.bench.clock import cpu_seconds, memory_mib
 from tests.bench.crowd import Crowd, crowd
 from tests.bench.figures import Row, Target, median_row
 from tests.bench.http import kept
@@ -90,9 +90,9 @@ async def _all_wait(site: Crowd, count: int) -> None:
 
 
 async def _idle(site: Crowd, count: int, *, seconds: float) -> Row:
-    used = cpu_seconds_exact(site.pid)
+    used = cpu_seconds(site.pid)
     await asyncio.sleep(seconds)  # what is measured is the passing of time
-    percent = 100 * (cpu_seconds_exact(site.pid) - used) / seconds
+    percent = 100 * (cpu_seconds(site.pid) - used) / seconds
     memory = f"{memory_mib(site.pid, field='VmRSS'):.0f} MiB resident, over {seconds:g} s"
     what = f"CPU of one processor, {count:,} jobs wait"
     return Row(GROUP, what, percent, "%", target=Target(0.2), note=memory)
