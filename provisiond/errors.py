@@ -5,6 +5,7 @@ stable and travels over the wire. Nothing here may carry a secret: an error reac
 and replies.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -362,6 +363,47 @@ class ShuttingDown(ProvisionError):
 
     code = "shutting_down"
     default_hint = "Ask again when it is back."
+
+
+class NotPermitted(ProvisionError):
+    """This user may not do it on this host."""
+
+    code = "not_permitted"
+    default_hint = "Become root: sudo."
+
+
+class ImageNotVerified(ProvisionError):
+    """A guest of the image did not become what it was to become; `console` is what it said last."""
+
+    code = "image_not_verified"
+    default_hint = (
+        "Look at what the guest says on its console, and with --screenshot at its screen."
+    )
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, console: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.console = tuple(console)
+
+
+class AgentSilent(ImageNotVerified):
+    """No guest script said hello in time."""
+
+    code = "agent_silent"
+    default_hint = (
+        "Is it in the image, and does it start at boot? provisionctl image bake puts it there; "
+        "a slow guest needs more time."
+    )
+
+
+class NoLogin(ImageNotVerified):
+    """The guest was configured, but nobody could log in on its serial console to look."""
+
+    code = "no_login"
+    default_hint = (
+        "The image needs console=ttyS0 and a getty there; --no-login is content without it."
+    )
 
 
 class ToolFailed(ProvisionError):

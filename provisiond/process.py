@@ -1,7 +1,7 @@
 """Other programs: started here alone, never through a shell, never left behind.
 
 `run` and `output_of` are the daemon's; a command that its user's terminal goes to is handed it by
-`hand_over`, and takes this process's place by `become`.
+`hand_over`, and takes this process's place by `become`. `run_as_init` is a namespace's first.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import re
 import shlex
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +115,47 @@ def become(argv: Sequence[str | Path]) -> NoReturn:
         for number in _IGNORED_BY_PYTHON:
             signal.signal(number, signal.SIG_IGN)
         raise _not_started(words, error) from error
+
+
+class _Ended(Exception):
+    """The program that an init runs is no more."""
+
+
+def run_as_init(
+    argv: Sequence[str | Path], *, environment: Mapping[str, str], attend: Callable[[], None]
+) -> None:
+    """Runs a program as the first process of a PID namespace, until it ends or `attend` returns.
+
+    `attend` blocks meanwhile, in this thread. What loses its parent becomes a child of the first
+    process, which reaps it. At the end nothing else is left in the namespace.
+    """
+    if os.getpid() != 1:
+        raise RuntimeError("this is no init: it would end every process of the host")
+    words = _logged(argv)
+    try:
+        program = os.posix_spawnp(words[0], words, environment, setsigdef=_IGNORED_BY_PYTHON)
+    except OSError as error:
+        raise _not_started(words, error) from error
+
+    def reap(_number: int, _frame: object) -> None:
+        with suppress(ChildProcessError):
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+                if pid == program:
+                    raise _Ended
+
+    try:
+        signal.signal(signal.SIGCHLD, reap)
+        signal.raise_signal(signal.SIGCHLD)  # it may have ended already
+        attend()
+    except _Ended:
+        pass
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            while True:
+                os.wait()
 
 
 def _logged(argv: Sequence[str | Path]) -> list[str]:

@@ -81,14 +81,18 @@ def _first_line(error: Exception) -> str:
     return "; ".join(str(error).splitlines()[:3])
 
 
-def difference(manifest: Manifest, status: os.stat_result) -> str | None:
-    """How the base's file differs from its manifest at a first look; None where it does not."""
+def difference(manifest: Manifest, path: Path) -> str | None:
+    """How the base's file differs from its manifest at a first look; None where it does not.
+
+    What is on a read-only mount cannot be written to, whatever its mode says. Raises OSError.
+    """
+    status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         return "is no regular file"
     if status.st_size != manifest.file_size:
         return f"has {status.st_size} bytes instead of {manifest.file_size}"
     if status.st_mtime_ns != manifest.mtime_ns:
         return "was written to after its import"
-    if status.st_mode & 0o222:
+    if status.st_mode & 0o222 and not os.statvfs(path).f_flag & os.ST_RDONLY:
         return f"may be written to: its mode is {stat.S_IMODE(status.st_mode):04o}"
     return None

@@ -1,0 +1,117 @@
+"""provisionctl image verify: a guest of an image is provisioned for real, and thrown away."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from provisiond.api.requests import DiskFormat
+from provisiond.cli.asking import CTRL_C, explained, json_text
+from provisiond.cli.options import Json, mebibytes_of
+from provisiond.display import new_console, say
+from provisiond.errors import ImageNotVerified
+from provisiond.images.model_domain import Accelerator, Boot
+from provisiond.images.verification import Verified, Wanted
+from provisiond.images.verification import verify as verify_image
+
+_MEMORY = 1024
+_WORDS = Boot(Path()).words
+
+
+def verify(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file on this host.")],
+    *,
+    image_format: Annotated[
+        DiskFormat, typer.Option("--format", help="The image's; it is never guessed.")
+    ] = DiskFormat.QCOW2,
+    screenshot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Where a picture of the guest's screen goes."),
+    ] = None,
+    memory: Annotated[
+        int, typer.Option(parser=mebibytes_of, metavar="SIZE", help="The guest's; left out: 1G.")
+    ] = _MEMORY,  # a default is not parsed: MiB
+    within: Annotated[
+        int,
+        typer.Option(
+            min=10, max=36000, metavar="SECONDS", help="How long it may take until its hello."
+        ),
+    ] = 300,
+    login: Annotated[
+        bool,
+        typer.Option(help="Log in on the serial console and look at what was configured."),
+    ] = True,
+    accelerator: Annotated[
+        Accelerator | None, typer.Option(help="Left out: KVM where it is proven to work.")
+    ] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Boot this kernel, not the image's own.")
+    ] = None,
+    initrd: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --kernel: its initial root.")
+    ] = None,
+    append: Annotated[
+        str, typer.Option(metavar="WORDS", help="With --kernel: its command line.")
+    ] = _WORDS,
+    as_json: Json = False,
+) -> None:
+    """Boot a guest of an image, provision it for real, log in, and throw it away.
+
+    The image is never written. It has to be root that asks: the guest and a provisiond for it run
+    in namespaces of their own. Exit status 1: the guest did not become what it was to become.
+    """
+    if initrd is not None and kernel is None:
+        raise typer.BadParameter("goes with --kernel", param_hint="--initrd")
+    boot = None
+    if kernel is not None:
+        boot = Boot(kernel.resolve(), None if initrd is None else initrd.resolve(), append)
+    wanted = Wanted(
+        accelerator=accelerator, memory_mib=memory, boot=boot, within=within, login=login
+    )
+    with explained(as_json=as_json):
+        _show(_verified(image, image_format, screenshot, wanted, as_json=as_json), as_json=as_json)
+
+
+def _verified(
+    image: Path, image_format: DiskFormat, screenshot: Path | None, wanted: Wanted, *, as_json: bool
+) -> Verified:
+    """What was seen. What the guest said last is told where it fails."""
+    console = new_console()
+    errors = new_console(stderr=True)
+
+    def tell(text: str) -> None:
+        if not as_json:
+            say(console, text)
+
+    try:
+        return asyncio.run(
+            verify_image(
+                image, format=image_format, screenshot=screenshot, said=tell, wanted=wanted
+            )
+        )
+    except KeyboardInterrupt:
+        say(errors, "nothing of it is left")
+        raise typer.Exit(CTRL_C) from None
+    except ImageNotVerified as error:
+        if error.console:
+            say(errors, "the guest's last words:", "bold")
+            for line in error.console:
+                say(errors, f"  {line}")
+        raise
+
+
+def _show(verified: Verified, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json_text(verified.to_json(), indent=2))
+        return
+    seen = verified.seen
+    times = {
+        "hello": seen.hello,
+        "config disk attached": seen.attached,
+        "done": seen.done,
+        "config disk gone": seen.succeeded,
+        "log-in": seen.login,
+    }
+    told = ", ".join(f"{what} {at:.1f} s" for what, at in times.items() if at is not None)
+    say(new_console(), f"{verified.image}: works; from the power-on: {told}", "green")
