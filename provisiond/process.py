@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from provisiond.errors import ToolFailed
+from provisiond.errors import ToolFailed, ToolMissing
 
 MIB = 1024 * 1024
 # An ignored signal stays ignored in the program that takes our place; it expects neither.
@@ -27,6 +28,13 @@ _OWN_DESCRIPTOR = re.compile(r"/proc/self/fd/([0-9]+)")
 STDERR_TAIL = 2000  # characters of a failed tool's own words that go into the error
 
 log = logging.getLogger(__name__)
+
+
+def require_tool(name: str, *, package: str) -> Path:
+    """Where the program is. Raises ToolMissing with Debian's package that has it."""
+    if found := shutil.which(name):
+        return Path(found)
+    raise ToolMissing(f"{name} is not installed", hint=f"On Debian: apt install {package}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +83,19 @@ async def run(
 
 
 @asynccontextmanager
+async def running(argv: Sequence[str | Path]) -> AsyncIterator[Process]:
+    """A running program, its stdout and stderr in one stream; it is killed when the block is left.
+
+    Open files of ours are handed to it as `run` does. An absent program is ToolFailed.
+    """
+    async with _started(argv, stdin=DEVNULL, stderr=STDOUT) as process:
+        yield process
+
+
+@asynccontextmanager
 async def output_of(argv: Sequence[str | Path]) -> AsyncIterator[asyncio.StreamReader]:
     """A running program's stdout and stderr in one stream; it is killed when the block is left."""
-    async with _started(argv, stdin=DEVNULL, stderr=STDOUT) as process:
+    async with running(argv) as process:
         yield _open(process.stdout)
 
 

@@ -39,9 +39,15 @@ Wrong usage is always told on stderr.
 @contextmanager
 def provisiond(ctx: typer.Context, *, as_json: bool) -> Iterator[ProvisiondClient]:
     """A client for one command; errors are shown and become the exit status."""
+    with explained(as_json=as_json), ProvisiondClient(ctx.obj or DEFAULT_SOCKET) as client:
+        yield client
+
+
+@contextmanager
+def explained(*, as_json: bool) -> Iterator[None]:
+    """What fails in the block is shown, and becomes the exit status."""
     try:
-        with ProvisiondClient(ctx.obj or DEFAULT_SOCKET) as client:
-            yield client
+        yield
     except ProvisionError as error:
         reply = error.reply if isinstance(error, ApiError) else _as_reply(error)
         if as_json:
