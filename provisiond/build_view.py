@@ -24,7 +24,9 @@ class LiveBuild:
         self._phase: Phase | None = None
         self._line = ""
         self._began = 0.0
-        self._spinner = Spinner("dots" if console.encoding.startswith("utf") else "line", style="cyan")
+        self._spinner = Spinner(
+            "dots" if console.encoding.startswith("utf") else "line", style="cyan"
+        )
         self._live = Live(console=console, get_renderable=self.render, refresh_per_second=10)
 
     @contextmanager

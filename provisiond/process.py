@@ -91,9 +91,19 @@ async def run(
 
 
 @asynccontextmanager
+async def running(argv: Sequence[str | Path]) -> AsyncIterator[Process]:
+    """A running program, its stdout and stderr in one stream; it is killed when the block is left.
+
+    Open files of ours are handed to it as `run` does. An absent program is ToolFailed.
+    """
+    async with _started(argv, stdin=DEVNULL, stderr=STDOUT) as process:
+        yield process
+
+
+@asynccontextmanager
 async def output_of(argv: Sequence[str | Path]) -> AsyncIterator[asyncio.StreamReader]:
     """A running program's stdout and stderr in one stream; it is killed when the block is left."""
-    async with _started(argv, stdin=DEVNULL, stderr=STDOUT) as process:
+    async with running(argv) as process:
         yield _open(process.stdout)
 
 

@@ -76,7 +76,8 @@ class Ingredients:
         Path | None, typer.Option(metavar="FILE", help="iso: a preseed or kickstart of your own.")
     ] = None
     tree: Annotated[
-        str | None, typer.Option(metavar="URL", help="iso: where a network installer gets packages.")
+        str | None,
+        typer.Option(metavar="URL", help="iso: where a network installer gets packages."),
     ] = None
     network: Annotated[
         str | None, typer.Option(metavar="NAME", help="iso: a network of libvirt's.")
@@ -119,9 +120,9 @@ class Course:
         Phase | None, typer.Option(help="Do this phase alone, also where it had ended.")
     ] = None
     until: Annotated[Phase | None, typer.Option(help="The last phase that is done.")] = None
-    again: Annotated[
-        Phase | None, typer.Option(help="Do this phase and those after it again.")
-    ] = None
+    again: Annotated[Phase | None, typer.Option(help="Do this phase and those after it again.")] = (
+        None
+    )
     on: Annotated[
         str | None,
         typer.Option(metavar="USER@HOST", help="Build there over ssh; verify and register here."),

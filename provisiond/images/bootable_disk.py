@@ -48,9 +48,7 @@ def link_newest_kernel(tree: Path) -> None:
     kernels = sorted(
         (file for file in (tree / "boot").glob("vmlinuz-*")), key=lambda file: _version(file.name)
     )
-    with_initrd = [
-        file for file in kernels if (tree / "boot" / _initrd_of(file.name)).is_file()
-    ]
+    with_initrd = [file for file in kernels if (tree / "boot" / _initrd_of(file.name)).is_file()]
     if not with_initrd:
         raise BuildFailed("there is no kernel with an initrd in the image's /boot")
     newest = with_initrd[-1].name
@@ -75,9 +73,7 @@ def write_boot_files(tree: Path, *, root_uuid: str, title: str) -> None:
     """
     folder = tree / "boot" / "grub"
     folder.mkdir(parents=True, exist_ok=True)
-    (tree / _EARLY).write_text(
-        f"search.fs_uuid {root_uuid} root\nset prefix=($root)/boot/grub\n"
-    )
+    (tree / _EARLY).write_text(f"search.fs_uuid {root_uuid} root\nset prefix=($root)/boot/grub\n")
     (folder / "grub.cfg").write_text(
         "serial --unit=0 --speed=115200\n"
         "terminal_input console serial\n"
@@ -159,9 +155,7 @@ async def _make_file_system(tree: Path, raw: Path, *, size: int, root_uuid: str)
     raise BuildFailed(f"mke2fs ended with status {finished.returncode}: {words}")
 
 
-def file_system_argv(
-    tree: Path, raw: Path, *, size: int, root_uuid: str
-) -> Sequence[str | Path]:
+def file_system_argv(tree: Path, raw: Path, *, size: int, root_uuid: str) -> Sequence[str | Path]:
     """The command that writes the tree as ext4 behind FIRST_SECTOR.
 
     Without what GRUB 2.06 and the e2fsck of older distributions do not know.

@@ -98,9 +98,7 @@ class BuildFolder:
 
     def end(self, phase: Phase, *, seconds: float, result: dict[str, Any]) -> None:
         """`phase` has ended well."""
-        record = EndedPhase(
-            ended_at=datetime.now(UTC), seconds=round(seconds, 3), result=result
-        )
+        record = EndedPhase(ended_at=datetime.now(UTC), seconds=round(seconds, 3), result=result)
         self._write_phases(self.ended() | {phase: record})
 
     def _write_phases(self, ended: dict[Phase, EndedPhase]) -> None:

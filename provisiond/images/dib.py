@@ -59,9 +59,7 @@ _BLOCK_DEVICE = "- local_loop: {name: image0}\n- mkfs: {base: image0, name: mkfs
 class Dib:
     """Builds one recipe in one folder."""
 
-    def __init__(
-        self, recipe: DibRecipe, folder: BuildFolder, said: Callable[[str], None]
-    ) -> None:
+    def __init__(self, recipe: DibRecipe, folder: BuildFolder, said: Callable[[str], None]) -> None:
         self._recipe = recipe
         self._folder = folder
         self._said = said
@@ -124,9 +122,7 @@ class Dib:
         link_newest_kernel(tree)
         write_boot_files(tree, root_uuid=root_uuid, title=self._recipe.elements[0])
         await self._confined(*grub_argv(tree))
-        await write_disk(
-            tree, part, size=self._recipe.size, root_uuid=root_uuid, said=self._said
-        )
+        await write_disk(tree, part, size=self._recipe.size, root_uuid=root_uuid, said=self._said)
         self._folder.place_image(part)
         return {"root_uuid": root_uuid}
 

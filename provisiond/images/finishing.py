@@ -19,7 +19,7 @@ Said = Callable[[str], None]
 
 async def bake_image(folder: BuildFolder, said: Said) -> Result:
     """The guest's script is in the image; its hash is that of the image from now on."""
-    baked = await bake(folder.image, format=DiskFormat.QCOW2, said=said)
+    baked = await bake(folder.image, disk_format=DiskFormat.QCOW2, said=said)
     digest = await asyncio.to_thread(hash_of, folder.image)
     return {
         "init": baked.init,

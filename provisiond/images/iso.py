@@ -38,9 +38,7 @@ _CONSOLES = "console=tty0 console=ttyS0,115200"
 class IsoInstallation:
     """Builds one recipe in one folder."""
 
-    def __init__(
-        self, recipe: IsoRecipe, folder: BuildFolder, said: Callable[[str], None]
-    ) -> None:
+    def __init__(self, recipe: IsoRecipe, folder: BuildFolder, said: Callable[[str], None]) -> None:
         self._recipe = recipe
         self._folder = folder
         self._said = said
@@ -168,7 +166,9 @@ def install_argv(
 def kernel_arguments(found: InstallationIso, *, answers: Path) -> str:
     """What the installer's kernel is told: where its answers are, and that nobody is there."""
     if found.installer is Installer.DEBIAN:
-        return f"auto=true priority=critical preseed/file=/{answers.name} {_CONSOLES} --- {_CONSOLES}"
+        return (
+            f"auto=true priority=critical preseed/file=/{answers.name} {_CONSOLES} --- {_CONSOLES}"
+        )
     return f"inst.ks=file:/{answers.name} inst.text inst.nosave=all {_CONSOLES}"
 
 

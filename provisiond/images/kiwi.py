@@ -75,7 +75,7 @@ class Kiwi:
         if len(images) != 1:
             raise BuildFailed(
                 f"kiwi has made {len(images)} images in qcow2",
-                hint="The description's <type> has to be a disk with format=\"qcow2\".",
+                hint='The description\'s <type> has to be a disk with format="qcow2".',
             )
         self._folder.place_image(images[0])
         return {"image": images[0].name}

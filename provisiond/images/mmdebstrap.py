@@ -34,8 +34,6 @@ _LEAST_VERSION = "1.0"  # the first that takes source files as arguments by name
 _ROOM = 3 * 2**30  # the tree, the sparse file and the qcow2 of it
 
 
-
-
 class Mmdebstrap:
     """Builds one recipe in one folder."""
 
@@ -58,9 +56,7 @@ class Mmdebstrap:
             folder.mkdir(parents=True)
         for number, file in enumerate(self._sources()):
             (sources / f"{number:03}{file.suffix}").symlink_to(file)
-        await run_confined(
-            update_argv(sources, state=state), folder=self._folder, said=self._said
-        )
+        await run_confined(update_argv(sources, state=state), folder=self._folder, said=self._said)
         found = {
             file.name: hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted((state / "lists").glob("*Release"))
@@ -96,9 +92,7 @@ class Mmdebstrap:
         link_newest_kernel(tree)
         write_boot_files(tree, root_uuid=root_uuid, title=_title(tree))
         await run_confined(grub_argv(tree), folder=self._folder, said=self._said)
-        await write_disk(
-            tree, part, size=self._recipe.size, root_uuid=root_uuid, said=self._said
-        )
+        await write_disk(tree, part, size=self._recipe.size, root_uuid=root_uuid, said=self._said)
         self._folder.place_image(part)
         return {"packages": len(installed), "root_uuid": root_uuid}
 
@@ -134,9 +128,7 @@ def update_argv(sources: Path, *, state: Path) -> list[str | Path]:
     ]
 
 
-def build_argv(
-    recipe: MmdebstrapRecipe, tree: Path, *, sources: list[Path]
-) -> list[str | Path]:
+def build_argv(recipe: MmdebstrapRecipe, tree: Path, *, sources: list[Path]) -> list[str | Path]:
     """mmdebstrap's command line: the packages as a folder."""
     packages = (*packages_of(recipe), *GRUB_PACKAGES)
     return [
@@ -167,7 +159,9 @@ def parse_status(text: str) -> Iterator[str]:
 
 def _title(tree: Path) -> str:
     """What the boot loader calls the system: letters, digits, blanks, dots and brackets."""
-    found = re.search(r'^PRETTY_NAME="([\w .()/+-]+)"$', (tree / "etc/os-release").read_text(), re.M)
+    found = re.search(
+        r'^PRETTY_NAME="([\w .()/+-]+)"$', (tree / "etc/os-release").read_text(), re.MULTILINE
+    )
     return found[1] if found else "Debian"
 
 

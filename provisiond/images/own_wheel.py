@@ -24,7 +24,9 @@ def make_wheel() -> bytes:
     try:
         installed = metadata.distribution("provisiond")
     except metadata.PackageNotFoundError as error:
-        raise ToolFailed("provisiond is not installed as a package: no wheel can be made") from error
+        raise ToolFailed(
+            "provisiond is not installed as a package: no wheel can be made"
+        ) from error
     files = dict(_files())
     files[f"{_INFO}/METADATA"] = (installed.read_text("METADATA") or "").encode()
     files[f"{_INFO}/entry_points.txt"] = (installed.read_text("entry_points.txt") or "").encode()

@@ -63,5 +63,3 @@ def is_at_least(version: str, least: str) -> bool:
 
 def _numbers(version: str) -> list[int]:
     return [int(number) for number in version.split(".") if number.isdigit()]
-
-

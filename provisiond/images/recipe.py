@@ -50,7 +50,9 @@ def _is_plain(text: str) -> bool:
 
 Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]{0,99}$")]
 Suite = Annotated[str, Field(pattern=r"^[a-z][a-z0-9.-]{0,39}$")]
-Url = Annotated[str, Field(pattern=r"^(https?|file)://[A-Za-z0-9._~:/?#@!$&'()*+,;=%\[\]-]{1,500}$")]
+Url = Annotated[
+    str, Field(pattern=r"^(https?|file)://[A-Za-z0-9._~:/?#@!$&'()*+,;=%\[\]-]{1,500}$")
+]
 Element = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 LocalFile = Annotated[Path, AfterValidator(_absolute)]

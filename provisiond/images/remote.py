@@ -32,7 +32,9 @@ PHASES = (Phase.INIT, Phase.UPDATE, Phase.PRECHECK, Phase.BUILD, Phase.BAKE)
 
 _TARGET = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_:\[\]][A-Za-z0-9_.:%\[\]-]*")
 _PATH = '"$PATH:/usr/local/bin:$HOME/.local/bin"'
-_FIND = f'PATH={_PATH}; program=$(command -v provisionctl) && "$program" --version && echo "$program"'
+_FIND = (
+    f'PATH={_PATH}; program=$(command -v provisionctl) && "$program" --version && echo "$program"'
+)
 _SENT = ".cache/provisiond/sent"
 
 
@@ -127,9 +129,7 @@ class OtherMachine:
             shlex.join(command),
         ]
 
-    def phase_argv(
-        self, phase: Phase, *, program: str, name: str, there: str
-    ) -> list[str | Path]:
+    def phase_argv(self, phase: Phase, *, program: str, name: str, there: str) -> list[str | Path]:
         """The command line that does one phase there."""
         command = [
             *(program, "image", "build", name),
