@@ -58,8 +58,8 @@ async def run(
     """Runs a program to its end and returns what it said.
 
     `hear` is called with each line of stdout as it comes (one that is written over with a carriage
-    return is a line too); nothing of stdout is then kept, and it may be of any length. `with_stderr`:
-    what the program says on stderr comes on stdout, in the order in which it was said.
+    return is a line too); nothing of stdout is then kept, and it may be of any length. With
+    `with_stderr`, what it says on stderr comes on stdout.
 
     When the caller's task is cancelled or its time is over, the program and all that it started are
     killed. More than `limit_output` bytes on stdout or stderr, an absent program, and with `check`

@@ -1,4 +1,4 @@
-"""A tree of files becomes a disk that boots: one partition, ext4, GRUB for BIOS; nothing is mounted.
+"""A tree of files becomes a disk that boots: one ext4, GRUB for BIOS; nothing is mounted.
 
 The disk, in sectors of 512 bytes: 0 has GRUB's boot.img and a DOS partition table, 1 and on its
 core.img, 2048 and on the root file system. boot.img and core.img come out of grub-mkimage ready for

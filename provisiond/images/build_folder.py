@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,6 +26,7 @@ from provisiond.disk.folder import sync, write_whole
 from provisiond.errors import BuildBusy, BuildFailed, RecipeRefused, StateUnwritable
 from provisiond.images.phases import ORDER, Phase, after
 from provisiond.images.recipe import Recipe, parse_recipe
+from provisiond.images.steps import Result
 
 _OF_ROOT = Path("/var/cache/provisiond/builds")
 
@@ -36,7 +36,7 @@ class EndedPhase(Message):
 
     ended_at: datetime
     seconds: float
-    result: dict[str, str | int | float | None] = {}
+    result: Result
 
 
 _RECORD = TypeAdapter(dict[Phase, EndedPhase])
@@ -96,7 +96,7 @@ class BuildFolder:
         kept = {one: record for one, record in self.ended().items() if one not in gone}
         self._write_phases(kept)
 
-    def end(self, phase: Phase, *, seconds: float, result: dict[str, Any]) -> None:
+    def end(self, phase: Phase, *, seconds: float, result: Result) -> None:
         """`phase` has ended well."""
         record = EndedPhase(ended_at=datetime.now(UTC), seconds=round(seconds, 3), result=result)
         self._write_phases(self.ended() | {phase: record})

@@ -53,7 +53,10 @@ _INIT_FILES = {
     InitSystem.SYSV: "sysv/provision-guest",
 }
 # A file system on a loop device, without partitions: the tar archive is taken from it.
-_BLOCK_DEVICE = "- local_loop: {name: image0}\n- mkfs: {base: image0, name: mkfs_root, mount: {mount_point: /}}\n"
+_BLOCK_DEVICE = """
+- local_loop: {name: image0}
+- mkfs: {base: image0, name: mkfs_root, mount: {mount_point: /}}
+"""
 
 
 class Dib:
@@ -141,7 +144,7 @@ class Dib:
 
 
 def write_element(folder: Path) -> None:
-    """The element as diskimage-builder wants it: what is shipped of it, the script, its starters."""
+    """The element as diskimage-builder wants it: the shipped one, the script, what starts it."""
     agent = read_agent()
     shutil.copytree(agent.folder / "dib" / _ELEMENT, folder)
     _write(folder / "static/usr/sbin/provision-guest", agent.script, mode=0o755)

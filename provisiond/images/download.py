@@ -40,7 +40,7 @@ async def download(url: str, path: Path, *, said: Callable[[str], None]) -> str:
                         of = f" of {show_size(size)}" if size else ""
                         said(f"{show_size(done)}{of} fetched")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise DownloadFailed(f"{url}: {error or type(error).__name__}") from error
+        raise DownloadFailed(f"{url}: {type(error).__name__}: {error}") from error
     with explained(path):
         sync(part)
         part.replace(path)

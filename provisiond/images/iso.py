@@ -31,7 +31,6 @@ _TOOLS = {"virt-install": "virtinst", "virsh": "libvirt-clients"}
 _LEAST_VERSION = "3.0"  # --location with a kernel of one's own, --noreboot
 _ROOM = 4 * 2**30
 _ANSWERS = {Installer.DEBIAN: "preseed.cfg", Installer.RED_HAT: "kickstart.cfg"}
-# What of a virt-install that waits for the guest's end is said.
 _CONSOLES = "console=tty0 console=ttyS0,115200"
 
 
