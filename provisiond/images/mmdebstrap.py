@@ -31,6 +31,7 @@ from provisiond.images.steps import Result
 # Where apt says where packages come from.
 _HOST_SOURCES = ("sources.list", "sources.list.d/*.list", "sources.list.d/*.sources")
 _LEAST_VERSION = "1.0"  # the first that takes source files as arguments by name
+_MERGED_USR = Path("/usr/share/mmdebstrap/hooks/maybe-merged-usr")
 _ROOM = 3 * 2**30  # the tree, the sparse file and the qcow2 of it
 
 
@@ -137,6 +138,8 @@ def build_argv(recipe: MmdebstrapRecipe, tree: Path, *, sources: list[Path]) -> 
         "--format=directory",
         "--variant=minbase",
         "--aptopt=APT::Install-Recommends false",
+        # Else apt installs usrmerge to do it, with all of perl.
+        *([f"--hook-dir={_MERGED_USR}"] if _MERGED_USR.is_dir() else []),
         f"--include={','.join(dict.fromkeys(packages))}",
         recipe.suite or "",  # else the release is the one that the sources name
         tree,
