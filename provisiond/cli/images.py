@@ -8,3 +8,4 @@ app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Golden images: built, baked, verified."
 )
 app.command()(image_bake.bake)
+app.command()(image_bake.extract)
