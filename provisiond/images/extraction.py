@@ -155,7 +155,7 @@ async def _write_tar(folder: Path, part: Path, compression: str) -> Copied:
         *([f"--{compression}"] if compression else []),
         "--format=posix",
         "--numeric-owner",
-        *("--xattrs", "--xattrs-include=*", "--acls", "--selinux"),
+        *("--xattrs", "--xattrs-include=*", "--acls"),
         "--sparse",
         "--sort=name",
         "--one-file-system",
@@ -165,7 +165,8 @@ async def _write_tar(folder: Path, part: Path, compression: str) -> Copied:
     try:
         await run(argv)
     except ToolFailed as error:
-        if "No space left on device" in error.message:
+        # The second is how tar tells of a disk that took a part of a block.
+        if "No space left on device" in error.message or "Wrote only" in error.message:
             raise NoSpace(f"{part.parent}: became full meanwhile") from error
         raise
     return Copied()
