@@ -10,3 +10,4 @@ app = typer.Typer(
 app.command()(image_build.build)
 app.command()(image_bake.bake)
 app.command("verify")(image_verify.verify)
+app.command()(image_bake.extract)
