@@ -2,9 +2,14 @@
 
 import typer
 
-from provisiond.cli import image_verify
+from provisiond.cli import bases, image_verify
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Golden images: built, baked, verified."
 )
 app.command("verify")(image_verify.verify)
+# What they become: the same commands as those of `base`.
+app.command("import")(bases.import_base)
+app.command("list")(bases.list_bases)
+app.command("show")(bases.show)
+app.command("remove")(bases.remove)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from provisiond.api.client import ProvisiondClient
+from provisiond.disk.folder import write_whole
 from provisiond.disk.manifest import Manifest
 from provisiond.errors import NotPermitted, SettingsError, ToolFailed
 from provisiond.plan import bases_folder
@@ -95,6 +96,7 @@ class ThrowAwayHost:
         libvirt = self.folder / "libvirt"
         (libvirt / "etc").mkdir(parents=True)
         (libvirt / "etc/qemu.conf").write_text(_QEMU_CONF)
+        _copy_missing(_kept_capabilities(), self._capabilities)
         (self.templates / "default.xml").write_text(template)
         self._base(manifest).touch(mode=0o444)
         self._base(manifest).with_suffix(".json").write_bytes(manifest.to_json())
@@ -110,6 +112,15 @@ class ThrowAwayHost:
         # What JSON writes of texts and numbers is TOML as well.
         lines = (f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
         self.settings.write_text("".join(lines))
+
+    @property
+    def _capabilities(self) -> Path:
+        return self.folder / "libvirt/cache/qemu/capabilities"
+
+    def keep_capabilities(self) -> None:
+        """For the next host: what libvirt has found out about QEMU, which took it seconds."""
+        with suppress(OSError):
+            _copy_missing(self._capabilities, _kept_capabilities())
 
     # ------------------------------------------------------------ inside
     async def mount(self, image: Path, base: str) -> None:
@@ -153,8 +164,23 @@ async def throw_away_host(
                     raise _not_up(host, said)
                 yield host
             finally:
+                host.keep_capabilities()
                 os.close(outer.pop())
                 await asyncio.shield(stream.read())  # until nobody is left who could say anything
+
+
+def _kept_capabilities() -> Path:
+    """libvirt itself drops a file that is older than QEMU, libvirt or the kernel."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache")
+    return cache / "provisiond/libvirt-capabilities"
+
+
+def _copy_missing(source: Path, destination: Path) -> None:
+    destination.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*.xml"):
+        place = destination / path.name
+        if not place.exists():
+            write_whole(place, path.read_bytes(), part=place.with_suffix(f".{os.getpid()}.part"))
 
 
 def _argv(
