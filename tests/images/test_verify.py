@@ -6,13 +6,17 @@ import json
 import os
 import select
 import signal
+import struct
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from provisiond.api.requests import DiskFormat
+from provisiond.disk.chain import DiskImage
 from provisiond.disk.qemu_img import create_blank, create_overlay
 from provisiond.images.picture import png_of
 from tests.daemon.command import SECONDS, Command, Ended, end
@@ -176,14 +180,37 @@ async def test_an_image_that_names_other_files_is_refused(
 
 
 # ---------------------------------------------------------------- the picture
-def test_a_picture_is_what_another_program_reads_back(tmp_path: Path) -> None:
+def test_a_picture_is_a_png_with_every_pixel() -> None:
     pixels = bytes(range(3 * 5 * 7))
-    path = tmp_path / "picture.png"
-    path.write_bytes(png_of(b"P6\n5 7\n255\n" + pixels))
-    assert read_png(path) == (5, 7, pixels)
+    assert read_png(png_of(b"P6\n5 7\n255\n" + pixels)) == (5, 7, pixels)
 
 
-@pytest.mark.parametrize("text", [b"", b"P5\n1 1\n255\n\0", b"P6\n2 1\n255\n\0\0\0", b"P6\n0 0\n255\n"])
+def read_png(png: bytes) -> tuple[int, int, bytes]:
+    """Width, height and pixels by the PNG specification, of lines that are unfiltered."""
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    at, chunks = 8, []
+    while at < len(png):
+        (size,) = struct.unpack_from(">I", png, at)
+        kind, data = png[at + 4 : at + 8], png[at + 8 : at + 8 + size]
+        assert struct.unpack_from(">I", png, at + 8 + size) == (zlib.crc32(kind + data),)
+        chunks.append((kind, data))
+        at += 12 + size
+    assert [kind for kind, _ in chunks] == [b"IHDR", b"IDAT", b"IEND"]
+    width, height, *how = struct.unpack(">IIBBBBB", chunks[0][1])
+    assert how == [8, 2, 0, 0, 0]
+    lines = zlib.decompress(chunks[1][1])
+    assert len(lines) == height * (1 + 3 * width)
+    assert set(lines[:: 1 + 3 * width]) == {0}
+    return (
+        width,
+        height,
+        b"".join(lines[at + 1 : at + 1 + 3 * width] for at in range(0, len(lines), 1 + 3 * width)),
+    )
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"P5\n1 1\n255\n\0", b"P6\n2 1\n255\n\0\0\0", b"P6\n0 0\n255\n"]
+)
 def test_what_is_no_picture_is_refused(text: bytes) -> None:
-    with pytest.raises(ValueError, match="is no|are no"):
+    with pytest.raises(ValueError, match=r"is no|are no"):
         png_of(text)
