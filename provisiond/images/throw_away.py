@@ -33,7 +33,7 @@ from provisiond.process import output_of, run, run_as_init
 
 # Sockets of libvirt's lie below it, and a Unix address has 107 bytes.
 _LONGEST = 40
-_PREFIX = "provision-"
+_PREFIX = "verify-"
 _READY = b"ready\n"
 _RESERVE_MIB = 64
 # Consoles go to their files without virtlogd, which is not there. As root libvirt would also give
@@ -82,6 +82,10 @@ class ThrowAwayHost:
         return self.folder / "images"
 
     @property
+    def _libvirt(self) -> Path:
+        return self.folder / "lv"
+
+    @property
     def _runtime(self) -> Path:
         return self.folder / "run"
 
@@ -93,15 +97,14 @@ class ThrowAwayHost:
         """Write all that it starts with; the base's file is empty until the image is mounted."""
         for path in (self.templates, bases_folder(self.images), self._runtime):
             path.mkdir(parents=True)
-        libvirt = self.folder / "libvirt"
-        (libvirt / "etc").mkdir(parents=True)
-        (libvirt / "etc/qemu.conf").write_text(_QEMU_CONF)
+        (self._libvirt / "etc").mkdir(parents=True)
+        (self._libvirt / "etc/qemu.conf").write_text(_QEMU_CONF)
         _copy_missing(_kept_capabilities(), self._capabilities)
         (self.templates / "default.xml").write_text(template)
         self._base(manifest).touch(mode=0o444)
         self._base(manifest).with_suffix(".json").write_bytes(manifest.to_json())
         settings = {
-            "libvirt_uri": f"qemu:///embed?root={libvirt}",
+            "libvirt_uri": f"qemu:///embed?root={self._libvirt}",
             "state_dir": str(self.folder / "state"),
             "runtime_dir": str(self._runtime),
             "image_dir": str(self.images),
@@ -115,7 +118,7 @@ class ThrowAwayHost:
 
     @property
     def _capabilities(self) -> Path:
-        return self.folder / "libvirt/cache/qemu/capabilities"
+        return self._libvirt / "cache/qemu/capabilities"
 
     def keep_capabilities(self) -> None:
         """For the next host: what libvirt has found out about QEMU, which took it seconds."""

@@ -74,7 +74,7 @@ class Trial:
         self._client = client
         self._console_log = console_log
         self._said = said
-        self._name = f"verify-{secrets.token_hex(4)}"
+        self._name = f"verify-{secrets.token_hex(2)}"
         self._password = secrets.token_urlsafe(18)
         self._job_id = ""
         self._events: Iterator[EventView] = iter(())
