@@ -15,7 +15,7 @@ from provisiond.images.model_domain import Accelerator, Boot
 from provisiond.images.verification import Verified, Wanted
 from provisiond.images.verification import verify as verify_image
 
-_MEMORY = 1024
+_MEMORY_MIB = 1024
 _WORDS = Boot(Path()).words
 
 
@@ -30,8 +30,9 @@ def verify(
         typer.Option(metavar="FILE.png", help="Where a picture of the guest's screen goes."),
     ] = None,
     memory: Annotated[
-        int, typer.Option(parser=mebibytes_of, metavar="SIZE", help="The guest's; left out: 1G.")
-    ] = _MEMORY,  # a default is not parsed: MiB
+        int | None,
+        typer.Option(parser=mebibytes_of, metavar="SIZE", help="The guest's; left out: 1G."),
+    ] = None,
     within: Annotated[
         int,
         typer.Option(
@@ -67,7 +68,11 @@ def verify(
     if kernel is not None:
         boot = Boot(kernel.resolve(), None if initrd is None else initrd.resolve(), append)
     wanted = Wanted(
-        accelerator=accelerator, memory_mib=memory, boot=boot, within=within, login=login
+        accelerator=accelerator,
+        memory_mib=memory or _MEMORY_MIB,
+        boot=boot,
+        within=within,
+        login=login,
     )
     with explained(as_json=as_json):
         _show(_verified(image, image_format, screenshot, wanted, as_json=as_json), as_json=as_json)

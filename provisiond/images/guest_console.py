@@ -20,7 +20,7 @@ _NUDGE_SECONDS = 15.0
 _LOGIN = re.compile(rb"login: *$")
 _PASSWORD = re.compile(rb"[Pp]assword: *$")
 _REFUSED = re.compile(rb"[Ll]ogin incorrect")
-_PROMPT = re.compile(rb"[#$%>](?:\x1b\[[0-9;?]*[a-z])* *$")
+_PROMPT = re.compile(rb"[#$%>](?: |\x1b\[[0-9;?]*[a-z])*$")
 # Colours, titles and what a line editor says to a terminal (ECMA-48).
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 
