@@ -413,6 +413,55 @@ class ToolFailed(ProvisionError):
     default_hint = "The message holds the tool's own words."
 
 
+class ToolMissing(ProvisionError):
+    """A program that a command needs is not installed."""
+
+    code = "tool_missing"
+    default_hint = "Install the package that the message names."
+
+
+class RecipeRefused(ProvisionError):
+    """An image cannot be built of what was asked for."""
+
+    code = "recipe_refused"
+    default_hint = "provisionctl image build --help tells what each builder takes."
+
+
+class WrongPhase(ProvisionError):
+    """A phase of a build cannot be done yet."""
+
+    code = "wrong_phase"
+    default_hint = "Run the phases before it first."
+
+
+class BuildBusy(ProvisionError):
+    """A build is at work in the folder."""
+
+    code = "build_busy"
+    default_hint = "Wait for its end, or end it."
+
+
+class NotReady(ProvisionError):
+    """The host cannot build this image as it is."""
+
+    code = "not_ready"
+    default_hint = "Mend what the message names, then ask again."
+
+
+class BuildFailed(ProvisionError):
+    """A phase of a build failed."""
+
+    code = "build_failed"
+    default_hint = "The phase's log in the build's folder has the tool's own words."
+
+
+class DownloadFailed(ProvisionError):
+    """A file cannot be fetched, or is not the one that was asked for."""
+
+    code = "download_failed"
+    default_hint = "Look at the address and its checksum, then ask again."
+
+
 class Cancelled(ProvisionError):
     """Somebody cancelled the job while it could still fail."""
 

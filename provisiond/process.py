@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from provisiond.errors import ToolFailed
+from provisiond.errors import ToolFailed, ToolMissing
 
 MIB = 1024 * 1024
 # An ignored signal stays ignored in the program that takes our place; it expects neither.
@@ -27,6 +28,13 @@ _OWN_DESCRIPTOR = re.compile(r"/proc/self/fd/([0-9]+)")
 STDERR_TAIL = 2000  # characters of a failed tool's own words that go into the error
 
 log = logging.getLogger(__name__)
+
+
+def require_tool(name: str, *, package: str) -> Path:
+    """Where the program is. Raises ToolMissing with Debian's package that has it."""
+    if found := shutil.which(name):
+        return Path(found)
+    raise ToolMissing(f"{name} is not installed", hint=f"On Debian: apt install {package}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +53,35 @@ async def run(
     limit_output: int = MIB,
     check: bool = True,
     hear: Callable[[str], None] | None = None,
+    with_stderr: bool = False,
 ) -> Finished:
     """Runs a program to its end and returns what it said.
 
     `hear` is called with each line of stdout as it comes (one that is written over with a carriage
-    return is a line too); nothing of stdout is then kept, and it may be of any length.
+    return is a line too); nothing of stdout is then kept, and it may be of any length. With
+    `with_stderr`, what it says on stderr comes on stdout.
 
     When the caller's task is cancelled or its time is over, the program and all that it started are
     killed. More than `limit_output` bytes on stdout or stderr, an absent program, and with `check`
     an exit status other than 0, are ToolFailed. `stdin` may be secret: it is never logged. An open
     file of ours that a word names as /proc/self/fd/N is open in the program under the same name.
     """
-    async with _started(argv, stdin=PIPE if stdin is not None else DEVNULL, stderr=PIPE) as process:
+    given = PIPE if stdin is not None else DEVNULL
+    async with _started(argv, stdin=given, stderr=STDOUT if with_stderr else PIPE) as process:
         async with asyncio.TaskGroup() as tasks:
             stdout = tasks.create_task(
                 _read(process, process.stdout, limit_output)
                 if hear is None
                 else _pass_on(process.stdout, hear)
             )
-            stderr = tasks.create_task(_read(process, process.stderr, limit_output))
+            stderr = (
+                None
+                if with_stderr
+                else tasks.create_task(_read(process, process.stderr, limit_output))
+            )
             tasks.create_task(_feed(process.stdin, stdin))
-        finished = Finished(await process.wait(), stdout.result(), stderr.result())
+        told = b"" if stderr is None else stderr.result()
+        finished = Finished(await process.wait(), stdout.result(), told)
     if max(len(finished.stdout), len(finished.stderr)) > limit_output:
         raise ToolFailed(f"{argv[0]} said more than {limit_output} bytes and was killed")
     if check and finished.returncode != 0:
@@ -75,9 +91,19 @@ async def run(
 
 
 @asynccontextmanager
+async def running(argv: Sequence[str | Path]) -> AsyncIterator[Process]:
+    """A running program, its stdout and stderr in one stream; it is killed when the block is left.
+
+    Open files of ours are handed to it as `run` does. An absent program is ToolFailed.
+    """
+    async with _started(argv, stdin=DEVNULL, stderr=STDOUT) as process:
+        yield process
+
+
+@asynccontextmanager
 async def output_of(argv: Sequence[str | Path]) -> AsyncIterator[asyncio.StreamReader]:
     """A running program's stdout and stderr in one stream; it is killed when the block is left."""
-    async with _started(argv, stdin=DEVNULL, stderr=STDOUT) as process:
+    async with running(argv) as process:
         yield _open(process.stdout)
 
 

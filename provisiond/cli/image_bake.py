@@ -1,0 +1,69 @@
+"""provisionctl image bake, extract: the guest's script into an image; kernel and root out of it."""
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from provisiond.api.requests import DiskFormat
+from provisiond.cli.asking import explained, json_text
+from provisiond.cli.options import Json
+from provisiond.display import new_console, say
+from provisiond.images import baking
+from provisiond.images.agent_files import InitSystem
+
+_SUFFIXES = {
+    ".qcow2": DiskFormat.QCOW2,
+    ".qcow": DiskFormat.QCOW,
+    ".vhd": DiskFormat.VHD,
+    ".raw": DiskFormat.RAW,
+    ".img": DiskFormat.RAW,
+}
+_Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file on this host.")]
+_Format = Annotated[
+    DiskFormat | None,
+    typer.Option("--format", help="The image's; left out: what its name ends with (.img is raw)."),
+]
+
+
+def bake(
+    image: _Image,
+    *,
+    disk_format: _Format = None,
+    init: Annotated[
+        InitSystem | None, typer.Option(help="What starts programs there; left out: it is found.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put the guest's script into an image, without booting it.
+
+    Script, README and start-up file are written to a copy that is read back, checked and then takes
+    the image's name: whatever happens, the image is as it was or wholly baked. No guest may have
+    it.
+    """
+    console = new_console(stderr=True)
+    with explained(as_json=as_json):
+        baked = asyncio.run(
+            baking.bake(
+                image,
+                disk_format=format_of(image, disk_format),
+                init=init,
+                said=lambda line: None if as_json else say(console, line),
+            )
+        )
+    if as_json:
+        typer.echo(json_text(asdict(baked), indent=2))
+        return
+    console = new_console()
+    for path in baked.files:
+        say(console, path)
+
+
+def format_of(image: Path, said: DiskFormat | None) -> DiskFormat:
+    """What was said, else what the name says: an image is never asked itself."""
+    disk_format = said or _SUFFIXES.get(image.suffix.lower())
+    if disk_format is None:
+        raise typer.BadParameter(f"{image.name}: say its format", param_hint="--format")
+    return disk_format

@@ -1,0 +1,78 @@
+"""What is done to every built image, whichever builder it was: baked, verified, registered."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from provisiond.api.client import ProvisiondClient
+from provisiond.api.replies import JobState
+from provisiond.api.requests import DiskFormat, JobKind
+from provisiond.errors import BuildFailed, DaemonUnreachable, ReplyLost
+from provisiond.images.baking import bake
+from provisiond.images.build_folder import BuildFolder
+from provisiond.images.download import hash_of
+from provisiond.images.steps import Result
+from provisiond.images.verification import verify
+
+Said = Callable[[str], None]
+
+
+async def bake_image(folder: BuildFolder, said: Said) -> Result:
+    """The guest's script is in the image; its hash is that of the image from now on."""
+    baked = await bake(folder.image, disk_format=DiskFormat.QCOW2, said=said)
+    digest = await asyncio.to_thread(hash_of, folder.image)
+    return {
+        "init": baked.init,
+        "distribution": baked.distribution,
+        "agent_version": baked.agent_version,
+        "agent_sha256": baked.agent_sha256,
+        "sha256": digest,
+    }
+
+
+async def verify_image(folder: BuildFolder, said: Said) -> Result:
+    """A guest of the image was provisioned for real; its screen is in screen.png."""
+    verified = await verify(
+        folder.image, format=DiskFormat.QCOW2, screenshot=folder.path / "screen.png", said=said
+    )
+    seen = verified.seen
+    return {
+        "accelerator": verified.accelerator,
+        "sha256": verified.sha256,
+        "hello_seconds": seen.hello,
+        "done_seconds": seen.done,
+        "login_seconds": seen.login,
+    }
+
+
+async def register_image(folder: BuildFolder, *, name: str, socket: Path, said: Said) -> Result:
+    """The image is a golden base of the provisiond on `socket`; without one it is said how."""
+    image = folder.image.resolve()
+    try:
+        await asyncio.to_thread(_register, image, name, socket, said)
+    except ReplyLost:
+        raise
+    except DaemonUnreachable as error:
+        said(f"{error.message}; where one runs, this makes a base of it:")
+        said(f"provisionctl base import {name} {image} --source-format qcow2")
+        return {"base": None}
+    return {"base": name}
+
+
+def _register(image: Path, name: str, socket: Path, said: Said) -> None:
+    # The same image under the same name is the same job, however often it is asked for.
+    request = {
+        "kind": JobKind.IMPORT_BASE,
+        "request_id": f"build.{name}.{hash_of(image)[:32]}",
+        "name": name,
+        "source": str(image),
+        "source_format": DiskFormat.QCOW2,
+    }
+    with ProvisiondClient(socket) as client:
+        job = client.submit(request)
+        for event in client.job_events(job.id):
+            said(f"{event.state} {event.detail}")
+        job = client.job(job.id)
+    if job.state is not JobState.SUCCEEDED:
+        why = "it was undone" if job.failure is None else job.failure.message
+        raise BuildFailed(f"{name}: the base was not imported: {why}")
