@@ -70,7 +70,7 @@ class Verified:
 async def verify(
     image: Path,
     *,
-    format: DiskFormat,  # noqa: A002 - the word for it in all commands and requests
+    disk_format: DiskFormat,
     screenshot: Path | None = None,
     said: Said,
     wanted: Wanted | None = None,
@@ -86,7 +86,7 @@ async def verify(
     image = image.resolve()
     with opened(image):
         before = take_fingerprint(image)
-        manifest = await _manifest_of(image, format)
+        manifest = await _manifest_of(image, disk_format)
         said(f"the image has the SHA-256 {manifest.sha256}")
         accelerator = wanted.accelerator or await _find_accelerator(wanted.boot, said)
         seen = await _try(image, manifest, wanted, accelerator, screenshot=screenshot, said=said)
