@@ -74,11 +74,10 @@ def verify(
         within=within,
         login=login,
     )
+    chosen = format_of(image, disk_format)
     with explained(as_json=as_json):
-        _show(
-            _verified(image, format_of(image, disk_format), screenshot, wanted, as_json=as_json),
-            as_json=as_json,
-        )
+        verified = _verified(image, chosen, screenshot, wanted, as_json=as_json)
+    _show(verified, as_json=as_json)
 
 
 def describe(image: ImageFile, *, disk_format: ImageFormat = None, as_json: Json = False) -> None:

@@ -38,6 +38,7 @@ class Verifying:
     def words(self, *more: str | Path, kernel_words: tuple[str, ...] = GETTY) -> list[str | Path]:
         return [
             *("image", "verify", self.files.image),
+            *("--format", "raw"),
             *("--kernel", self.files.boot.kernel),
             *("--initrd", self.files.boot.initramfs),
             *("--append", " ".join(kernel_words)),
