@@ -43,6 +43,12 @@ def verify(
         bool,
         typer.Option(help="Log in on the serial console and look at what was configured."),
     ] = True,
+    login_within: Annotated[
+        int,
+        typer.Option(
+            min=1, max=36000, metavar="SECONDS", help="How long it may then take until a log-in."
+        ),
+    ] = 120,
     accelerator: Annotated[
         Accelerator | None, typer.Option(help="Left out: KVM where it is proven to work.")
     ] = None,
@@ -72,7 +78,7 @@ def verify(
         memory_mib=memory or _MEMORY_MIB,
         boot=boot,
         within=within,
-        login=login,
+        login_within=login_within if login else None,
     )
     chosen = format_of(image, disk_format)
     with explained(as_json=as_json):

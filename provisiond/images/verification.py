@@ -50,7 +50,8 @@ class Wanted:
     boot: Boot | None = None
     """None: from its disk."""
     within: float = 300.0
-    login: bool = True
+    login_within: float | None = 120.0
+    """How many seconds a log-in may take once it is configured; None: nobody shall log in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +172,8 @@ async def _try(
             ):
                 try:
                     await trial.configure(monitor)
-                    if wanted.login:
-                        await trial.look_inside(console)
+                    if wanted.login_within is not None:
+                        await trial.look_inside(console, within=wanted.login_within)
                 except ImageNotVerified:
                     await _picture(host, monitor, screenshot, said)
                     raise
