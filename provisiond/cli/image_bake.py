@@ -11,7 +11,7 @@ from provisiond.api.requests import DiskFormat
 from provisiond.cli.asking import explained, json_text
 from provisiond.cli.options import Json
 from provisiond.display import new_console, say
-from provisiond.images import baking
+from provisiond.images import baking, extraction
 from provisiond.images.agent_files import InitSystem
 
 _SUFFIXES = {
@@ -59,6 +59,50 @@ def bake(
     console = new_console()
     for path in baked.files:
         say(console, path)
+
+
+def extract(
+    image: ImageFile,
+    *,
+    kernel: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The kernel that its guest boots.")
+    ] = None,
+    initrd: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="That kernel's initrd.")
+    ] = None,
+    rootfs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TARGET",
+            help="The root: *.tar, *.tar.gz, *.tar.zst; *.cpio.gz for a root in memory; "
+            "any other name: a folder, for NFS.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    disk_format: ImageFormat = None,
+    as_json: Json = False,
+) -> None:
+    """Take kernel, initrd and root out of an image, without booting or mounting it.
+
+    Each appears whole or not at all. The root is for root alone to ask for: its files have owners.
+    """
+    if kernel is None and initrd is None and rootfs is None:
+        raise typer.BadParameter("say what: --kernel, --initrd, --rootfs")
+    console = new_console(stderr=True)
+    with explained(as_json=as_json):
+        extracted = asyncio.run(
+            extraction.extract(
+                image,
+                disk_format=format_of(image, disk_format),
+                kernel=kernel,
+                initrd=initrd,
+                rootfs=rootfs,
+                force=force,
+                said=lambda line: None if as_json else say(console, line),
+            )
+        )
+    if as_json:
+        typer.echo(json_text(asdict(extracted), indent=2))
 
 
 def format_of(image: Path, said: DiskFormat | None) -> DiskFormat:

@@ -10,6 +10,7 @@ app = typer.Typer(
 )
 app.command()(image_build.build)
 app.command()(image_bake.bake)
+app.command()(image_bake.extract)
 app.command("verify")(image_verify.verify)
 app.command()(image_verify.describe)
 # What they become: the same commands as those of `base`.

@@ -63,7 +63,8 @@ async def bake(
     ImageBusy, NoSpace, StateUnwritable, ToolMissing, ToolFailed: then the image is as it was.
     """
     agent = read_agent()
-    path = image.resolve()
+    # A link to it stays one.
+    path = image.resolve() if image.is_symlink() else image.absolute()
     async with _copy_to_bake(path, disk_format=disk_format) as copy:
         said(f"{image}: copied; the copy is looked at")
         async with opened_root(copy, disk_format=disk_format, writable=True, said=said) as tree:

@@ -38,7 +38,7 @@ async def guestfs_root(
     """
     require_tool("guestfish", package="guestfish")
     inspect(image, disk_format=disk_format)
-    argv = [*_environment(), "guestfish", "--listen"]
+    argv = [*environment(), "guestfish", "--listen"]
     async with running(argv) as server:
         tree = GuestfsFiles(await _session(server))
         try:
@@ -67,7 +67,8 @@ async def _session(server: asyncio.subprocess.Process) -> str:
     raise ToolFailed(f"guestfish does not start: {said.strip()}")
 
 
-def _environment() -> Sequence[str]:
+def environment() -> Sequence[str]:
+    """What comes before a command of libguestfs'."""
     settings = os.environ.get(_SETTINGS, "force_tcg")
     return ["env", "LIBGUESTFS_BACKEND=direct", f"{_SETTINGS}={settings}"]
 

@@ -6,16 +6,18 @@ one rename, and costs nothing where the file system shares blocks (XFS, Btrfs); 
 and the room of the file's data, holes left out.
 """
 
+import asyncio
 import errno
 import fcntl
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from provisiond.disk.folder import explained, require_room, sync
-from provisiond.threads import Threads
+from provisiond.threads import call_until_told
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _PIECE = 64 * 2**20  # bytes at once; a cancelled copy ends after one of them
@@ -31,18 +33,12 @@ async def working_copy(path: Path, descriptor: int) -> AsyncIterator[Path]:
     extended attributes are the file's. Raises NoSpace, StateUnwritable.
     """
     part = path.with_name(f".{path.name}.part")
-    threads, ended = Threads(size=1, name="copy"), threading.Event()
     try:
-        try:
-            await threads.call(_copy, descriptor, part, ended)
-        except BaseException:
-            ended.set()
-            raise
+        await call_until_told(partial(_copy, descriptor, part))
         yield part
-        await threads.call(_take_place, part, path, descriptor)
+        await asyncio.to_thread(_take_place, part, path, descriptor)
     finally:
         part.unlink(missing_ok=True)
-        threads.close()
 
 
 def _copy(descriptor: int, part: Path, ended: threading.Event) -> None:
