@@ -7,7 +7,8 @@ namespaces of their own. The daemon is the real one; so is all that it is asked 
 When the block is left, and when this process ends in whatever way, all of it ends: the first
 process of the namespaces (`main`) sees that its pipe has closed, kills the others and removes the
 folder. Where that one is killed the kernel does the same but for the folder, which the next host
-removes. Inside, the image is mounted read-only: no program there, root's either, can write it.
+removes. The image is the base there by a read-only mount of its own, through which not even root
+can write it; the network has nothing but QEMU's own.
 """
 
 import asyncio
@@ -196,6 +197,7 @@ def _argv(
         "--kill-child",
         "--mount",
         "--mount-proc",
+        "--net",  # the guest meets nobody
         *("--propagation", "private"),
         # -P: not a module of the folder that somebody happens to stand in.
         *(sys.executable, "-P", "-m", "provisiond.images.throw_away"),

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from provisiond.api.client import ProvisiondClient
 from provisiond.api.requests import DiskFormat
 from provisiond.disk.chain import DiskImage
 from provisiond.disk.qemu_img import create_blank, create_overlay
 from provisiond.images.picture import png_of
+from provisiond.images.trial import Trial
 from tests.daemon.command import SECONDS, Command, Ended, end
 from tests.lab.disk import DiskGuestFiles
 from tests.lab.domain import KERNEL_WORDS
@@ -111,33 +113,38 @@ async def test_an_image_that_works_is_verified_and_left_as_it_was(
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-async def test_an_image_whose_script_never_speaks_is_told_with_its_last_words(
-    verifying: Verifying,
-) -> None:
+async def test_an_image_whose_script_never_speaks_is_told(verifying: Verifying) -> None:
     said = await verifying.run("--within", "10", kernel_words=(*GETTY, "lab.silent"))
     assert said.status == 1, said
     assert "error: agent_silent: verify-" in said.err
     assert "no sign of readiness within 10 s" in said.err
-    assert "lab: up after" in said.err.partition("the guest's last words:")[2]
 
 
-async def test_a_guest_that_is_not_what_was_asked_for_is_not_verified(
+async def test_a_guest_that_cannot_be_configured_is_told_with_its_last_words(
     verifying: Verifying,
 ) -> None:
     said = await verifying.run(kernel_words=(*GETTY, "lab.break=password"))
     assert said.status == 1, said
     assert "error: image_not_verified" in said.err
     assert "the guest's step password failed" in said.err
+    last_words = said.err.partition("the guest's last words:")[2]
+    assert "password failed: " in last_words
+    assert "lab: up after" in last_words
 
 
 # ---------------------------------------------------------------- nothing is left
-async def test_ctrl_c_leaves_nothing(verifying: Verifying) -> None:
+async def test_ctrl_c_leaves_nothing_and_what_others_left_is_removed(
+    verifying: Verifying,
+) -> None:
+    left = verifying.folder / "verify-of-a-host-whose-power-was-cut"
+    (left / "images").mkdir(parents=True)
     process = await verifying.until_power_on()
     assert processes_of(verifying.folder) != []
     process.send_signal(signal.SIGINT)
     said = await end(process, b"")
     assert said.status == 130, said
     assert "nothing of it is left" in said.err
+    assert not left.exists()
 
 
 async def test_kill_leaves_nothing(verifying: Verifying) -> None:
@@ -177,6 +184,18 @@ async def test_an_image_that_names_other_files_is_refused(
     said = await verifying.command.run("image", "verify", image)
     assert said.status == 5, said
     assert "error: image_refused" in said.err
+
+
+# ---------------------------------------------------------------- what is told
+def test_the_password_is_in_no_word_of_the_guest_that_is_told(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    with ProvisiondClient(tmp_path / "socket") as client:
+        trial = Trial(client, log, lambda _text: None)
+        typed = b"login: \x1b[1m" + trial._password.encode() + b"\x1b[m\r\n" * 3 + b"\0\xff\r\n"
+        log.write_bytes(b"x" * 2**20 + b"\n" + typed)
+        told = trial._last_words()
+    assert told[-2] == "login: (the password)"
+    assert not any(trial._password in line for line in told)
 
 
 # ---------------------------------------------------------------- the picture
