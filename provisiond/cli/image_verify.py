@@ -36,7 +36,7 @@ def verify(
     within: Annotated[
         int,
         typer.Option(
-            min=10, max=36000, metavar="SECONDS", help="How long it may take until its hello."
+            min=5, max=36000, metavar="SECONDS", help="How long it may take until its hello."
         ),
     ] = 300,
     login: Annotated[

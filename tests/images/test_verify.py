@@ -114,10 +114,10 @@ async def test_an_image_that_works_is_verified_and_left_as_it_was(
 
 
 async def test_an_image_whose_script_never_speaks_is_told(verifying: Verifying) -> None:
-    said = await verifying.run("--within", "10", kernel_words=(*GETTY, "lab.silent"))
+    said = await verifying.run("--within", "5", kernel_words=(*GETTY, "lab.silent"))
     assert said.status == 1, said
     assert "error: agent_silent: verify-" in said.err
-    assert "no sign of readiness within 10 s" in said.err
+    assert "no sign of readiness within 5 s" in said.err
 
 
 async def test_a_guest_that_cannot_be_configured_is_told_with_its_last_words(
