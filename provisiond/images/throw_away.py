@@ -30,13 +30,16 @@ from provisiond.disk.folder import write_whole
 from provisiond.disk.manifest import Manifest
 from provisiond.errors import NotPermitted, SettingsError, ToolFailed
 from provisiond.plan import bases_folder
-from provisiond.process import output_of, run, run_as_init
+from provisiond.process import output_of, require_tool, run, run_as_init
+from provisiond.virt.kvm import QEMU
 
 # Sockets of libvirt's lie below it, and a Unix address has 107 bytes.
 _LONGEST = 40
 _PREFIX = "verify-"
+_MARKER = ".provisiond-throw-away"  # only what has it is ever removed
 _READY = b"ready\n"
 _RESERVE_MIB = 64
+_TAIL = 2000  # characters of a log that go into an error
 # Consoles go to their files without virtlogd, which is not there. As root libvirt would also give
 # files to another user and put each guest into cgroups; the namespaces here hold all of them.
 _QEMU_CONF = """\
@@ -139,6 +142,13 @@ class ThrowAwayHost:
             await run(["umount", "--lazy", place], check=False)
 
 
+def require_means() -> None:
+    """Raises NotPermitted without root, ToolMissing without QEMU."""
+    if os.geteuid() != 0:
+        raise NotPermitted("mounts and processes of a guest's own are root's to make")
+    require_tool(QEMU, package="qemu-system-x86 libvirt-daemon-driver-qemu")
+
+
 @asynccontextmanager
 async def throw_away_host(
     image: Path,
@@ -152,10 +162,9 @@ async def throw_away_host(
     `template` makes the template of its guests, whose sockets may be in the folder that it is
     given; `limits` are settings of its provisiond.
 
-    Raises NotPermitted without root, ToolFailed where it does not start.
+    Raises as `require_means` does, and ToolFailed where it does not start.
     """
-    if os.geteuid() != 0:
-        raise NotPermitted("mounts and processes of its own are root's to make")
+    require_means()
     with _own_folder() as (host, lock), _pipe() as (inner, outer):
         await asyncio.to_thread(
             host.prepare, manifest, template=template(host.folder), limits=limits
@@ -164,8 +173,7 @@ async def throw_away_host(
             os.close(inner.pop())
             try:
                 if (said := await stream.readline()) != _READY:
-                    said += await stream.read()
-                    raise _not_up(host, said)
+                    raise _not_up(said + await stream.read())
                 yield host
             finally:
                 host.keep_capabilities()
@@ -208,9 +216,9 @@ def _argv(
     ]
 
 
-def _not_up(host: ThrowAwayHost, untrusted: bytes) -> ToolFailed:
-    log = host.log.read_bytes() if host.log.exists() else b""
-    said = (untrusted + log).decode(errors="replace").strip()[-2000:]
+def _not_up(untrusted: bytes) -> ToolFailed:
+    lines = untrusted.decode(errors="replace").strip().splitlines()
+    said = " ".join(lines[-3:])  # the last are the reason, also of a traceback
     return ToolFailed(
         f"provisiond did not start for it: {said}",
         hint="It needs QEMU and libvirt's driver for it: on Debian, apt install "
@@ -232,6 +240,7 @@ def _own_folder() -> Iterator[tuple[ThrowAwayHost, int]]:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / _MARKER).touch()
             yield ThrowAwayHost(folder), lock
         finally:
             os.close(lock)
@@ -245,9 +254,9 @@ def _remove_left(parent: Path) -> None:
         with suppress(OSError):
             left = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                is_ours = os.fstat(left).st_uid == os.geteuid()
+                os.stat(_MARKER, dir_fd=left, follow_symlinks=False)
                 fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_ours:
+                if os.fstat(left).st_uid == os.geteuid():
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(left)
@@ -278,6 +287,8 @@ def main() -> None:
             for number in (1, 2):
                 os.dup2(log.fileno(), number)
         _serve(host, asked=asked, outside=outside)
+        with suppress(BrokenPipeError):  # whoever asked may have ended
+            os.write(outside, host.log.read_bytes()[-_TAIL:])
     finally:
         asyncio.run(host.unmount(base))
         shutil.rmtree(folder, ignore_errors=True)

@@ -28,7 +28,7 @@ from provisiond.errors import ImageBusy, ImageNotVerified, ProvisionError
 from provisiond.images import guest_console, qemu_monitor
 from provisiond.images.model_domain import Accelerator, Boot, Model, model_xml
 from provisiond.images.qemu_monitor import Monitor
-from provisiond.images.throw_away import ThrowAwayHost, throw_away_host
+from provisiond.images.throw_away import ThrowAwayHost, require_means, throw_away_host
 from provisiond.images.trial import BASE, Seen, Trial
 from provisiond.threads import Threads
 from provisiond.virt.kvm import PROBE_SECONDS, host_kernel, probe_kvm
@@ -83,6 +83,7 @@ async def verify(
     ImageRefused and ImageBusy as an import does, NotPermitted and ToolFailed where the host lacks
     something.
     """
+    require_means()
     wanted = wanted or Wanted()
     image = image.resolve()
     with opened(image):

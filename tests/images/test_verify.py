@@ -138,6 +138,9 @@ async def test_ctrl_c_leaves_nothing_and_what_others_left_is_removed(
 ) -> None:
     left = verifying.folder / "verify-of-a-host-whose-power-was-cut"
     (left / "images").mkdir(parents=True)
+    (left / ".provisiond-throw-away").touch()
+    strangers = verifying.folder / "verify-of-a-stranger"
+    strangers.mkdir()
     process = await verifying.until_power_on()
     assert processes_of(verifying.folder) != []
     process.send_signal(signal.SIGINT)
@@ -145,6 +148,7 @@ async def test_ctrl_c_leaves_nothing_and_what_others_left_is_removed(
     assert said.status == 130, said
     assert "nothing of it is left" in said.err
     assert not left.exists()
+    strangers.rmdir()
 
 
 async def test_kill_leaves_nothing(verifying: Verifying) -> None:
