@@ -13,8 +13,9 @@ iso/                 the config ISO: its files; how it is written, checked and d
 virt/                domains and disks: the XML; libvirt; both ends of a Xen disk; does KVM work?
 guest/               the guest's word: its grammar; how it reaches us; its addresses
 images/              golden images as files: baking.py, the guest's script put into one;
-                     extraction.py, kernel and root taken out; verification.py, a guest tried;
-                     build.py, one built in phases, by the builder of its recipe.py
+                     extraction.py, kernel and root taken out; contents.py, what is in it;
+                     verification.py, a guest tried (trial.py) on a host that is thrown
+                     away; build.py, one built in phases, by the builder of its recipe.py
 xenstore/            xenstore: its wire, a connection, the client, which domid a domain has
 ports.py             what more than one adapter can do
 store.py             the facts, kept (state_file.py is their file, schema.py has its tables)

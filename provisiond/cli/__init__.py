@@ -5,7 +5,8 @@ options.py     what several commands take
 waiting.py     a job is asked for and followed
 completion.py  what the tab key proposes
 guests.py, jobs.py, domains.py, bases.py, disks.py, host.py    the commands, by noun
-images.py      those that work on image files here, without a daemon: image_bake.py
+images.py      those that work on image files here, without a daemon: image_bake.py,
+               image_build.py, image_verify.py
 """
 
 import os

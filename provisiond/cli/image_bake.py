@@ -21,17 +21,17 @@ _SUFFIXES = {
     ".raw": DiskFormat.RAW,
     ".img": DiskFormat.RAW,
 }
-_Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file on this host.")]
-_Format = Annotated[
+ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file on this host.")]
+ImageFormat = Annotated[
     DiskFormat | None,
     typer.Option("--format", help="The image's; left out: what its name ends with (.img is raw)."),
 ]
 
 
 def bake(
-    image: _Image,
+    image: ImageFile,
     *,
-    disk_format: _Format = None,
+    disk_format: ImageFormat = None,
     init: Annotated[
         InitSystem | None, typer.Option(help="What starts programs there; left out: it is found.")
     ] = None,
@@ -62,7 +62,7 @@ def bake(
 
 
 def extract(
-    image: _Image,
+    image: ImageFile,
     *,
     kernel: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The kernel that its guest boots.")
@@ -79,7 +79,7 @@ def extract(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    disk_format: _Format = None,
+    disk_format: ImageFormat = None,
     as_json: Json = False,
 ) -> None:
     """Take kernel, initrd and root out of an image, without booting or mounting it.

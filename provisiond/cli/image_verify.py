@@ -1,4 +1,4 @@
-"""provisionctl image verify: a guest of an image is provisioned for real, and thrown away."""
+"""provisionctl image verify, describe: does an image work, and what is it made of?"""
 
 import asyncio
 from pathlib import Path
@@ -7,41 +7,48 @@ from typing import Annotated
 import typer
 
 from provisiond.api.requests import DiskFormat
-from provisiond.cli.asking import CTRL_C, explained, json_text
+from provisiond.cli.asking import CTRL_C, explained, json_text, show_json
+from provisiond.cli.image_bake import ImageFile, ImageFormat, format_of
 from provisiond.cli.options import Json, mebibytes_of
 from provisiond.display import new_console, say
 from provisiond.errors import ImageNotVerified
+from provisiond.images import contents
 from provisiond.images.model_domain import Accelerator, Boot
 from provisiond.images.verification import Verified, Wanted
 from provisiond.images.verification import verify as verify_image
 
-_MEMORY = 1024
+_MEMORY_MIB = 1024
 _WORDS = Boot(Path()).words
 
 
 def verify(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file on this host.")],
+    image: ImageFile,
     *,
-    image_format: Annotated[
-        DiskFormat, typer.Option("--format", help="The image's; it is never guessed.")
-    ] = DiskFormat.QCOW2,
+    disk_format: ImageFormat = None,
     screenshot: Annotated[
         Path | None,
         typer.Option(metavar="FILE.png", help="Where a picture of the guest's screen goes."),
     ] = None,
     memory: Annotated[
-        int, typer.Option(parser=mebibytes_of, metavar="SIZE", help="The guest's; left out: 1G.")
-    ] = _MEMORY,  # a default is not parsed: MiB
+        int | None,
+        typer.Option(parser=mebibytes_of, metavar="SIZE", help="The guest's; left out: 1G."),
+    ] = None,
     within: Annotated[
         int,
         typer.Option(
-            min=10, max=36000, metavar="SECONDS", help="How long it may take until its hello."
+            min=5, max=36000, metavar="SECONDS", help="How long it may take until its hello."
         ),
     ] = 300,
     login: Annotated[
         bool,
         typer.Option(help="Log in on the serial console and look at what was configured."),
     ] = True,
+    login_within: Annotated[
+        int,
+        typer.Option(
+            min=1, max=36000, metavar="SECONDS", help="How long it may then take until a log-in."
+        ),
+    ] = 120,
     accelerator: Annotated[
         Accelerator | None, typer.Option(help="Left out: KVM where it is proven to work.")
     ] = None,
@@ -67,14 +74,38 @@ def verify(
     if kernel is not None:
         boot = Boot(kernel.resolve(), None if initrd is None else initrd.resolve(), append)
     wanted = Wanted(
-        accelerator=accelerator, memory_mib=memory, boot=boot, within=within, login=login
+        accelerator=accelerator,
+        memory_mib=memory or _MEMORY_MIB,
+        boot=boot,
+        within=within,
+        login_within=login_within if login else None,
     )
+    chosen = format_of(image, disk_format)
     with explained(as_json=as_json):
-        _show(_verified(image, image_format, screenshot, wanted, as_json=as_json), as_json=as_json)
+        verified = _verified(image, chosen, screenshot, wanted, as_json=as_json)
+    _show(verified, as_json=as_json)
+
+
+def describe(image: ImageFile, *, disk_format: ImageFormat = None, as_json: Json = False) -> None:
+    """Write down beside an image what it is made of, which goes with it through an import.
+
+    Its system, the guest's script and the packages are read out of it; it is not booted.
+    """
+    console = new_console(stderr=True)
+    with explained(as_json=as_json):
+        made_of = asyncio.run(
+            contents.describe(
+                image,
+                disk_format=format_of(image, disk_format),
+                said=lambda line: None if as_json else say(console, line),
+            )
+        )
+    if as_json:
+        show_json(made_of)
 
 
 def _verified(
-    image: Path, image_format: DiskFormat, screenshot: Path | None, wanted: Wanted, *, as_json: bool
+    image: Path, disk_format: DiskFormat, screenshot: Path | None, wanted: Wanted, *, as_json: bool
 ) -> Verified:
     """What was seen. What the guest said last is told where it fails."""
     console = new_console()
@@ -87,7 +118,7 @@ def _verified(
     try:
         return asyncio.run(
             verify_image(
-                image, format=image_format, screenshot=screenshot, said=tell, wanted=wanted
+                image, disk_format=disk_format, screenshot=screenshot, said=tell, wanted=wanted
             )
         )
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from pathlib import Path
 from provisiond.errors import ToolFailed
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_VERSION = re.compile(r"^version=([0-9][\w.+~-]*)$", re.MULTILINE)
+_VERSION = re.compile(r"^version=([0-9][\w.+~-]{0,99})$", re.MULTILINE | re.ASCII)
 
 
 class InitSystem(StrEnum):
@@ -65,16 +65,22 @@ def read_agent() -> Agent:
     """The shipped script and its README. Raises ToolFailed."""
     folder = agent_folder()
     script = _read(folder / "provision-guest")
-    version = _VERSION.search(script.decode())
+    version = parse_version(script)
     if version is None:
         raise ToolFailed(f"{folder}/provision-guest does not say its version")
     return Agent(
         folder=folder,
         script=script,
         readme=_read(folder / "README.md"),
-        version=version[1],
+        version=version,
         sha256=hashlib.sha256(script).hexdigest(),
     )
+
+
+def parse_version(untrusted_script: bytes) -> str | None:
+    """The version that a script says it has; None where it says none."""
+    version = _VERSION.search(untrusted_script.decode(errors="replace"))
+    return None if version is None else version[1]
 
 
 def _read(path: Path) -> bytes:

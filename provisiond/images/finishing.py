@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from provisiond.api.client import ProvisiondClient
+from provisiond.api.image_manifest import manifest_path
 from provisiond.api.replies import JobState
 from provisiond.api.requests import DiskFormat, JobKind
 from provisiond.errors import BuildFailed, DaemonUnreachable, ReplyLost
 from provisiond.images.baking import bake
-from provisiond.images.build_folder import BuildFolder
+from provisiond.images.build_folder import BuildFolder, required_recipe
+from provisiond.images.contents import describe
 from provisiond.images.download import hash_of
 from provisiond.images.steps import Result
 from provisiond.images.verification import verify
@@ -33,7 +35,7 @@ async def bake_image(folder: BuildFolder, said: Said) -> Result:
 async def verify_image(folder: BuildFolder, said: Said) -> Result:
     """A guest of the image was provisioned for real; its screen is in screen.png."""
     verified = await verify(
-        folder.image, format=DiskFormat.QCOW2, screenshot=folder.path / "screen.png", said=said
+        folder.image, disk_format=DiskFormat.QCOW2, screenshot=folder.path / "screen.png", said=said
     )
     seen = verified.seen
     return {
@@ -48,6 +50,14 @@ async def verify_image(folder: BuildFolder, said: Said) -> Result:
 async def register_image(folder: BuildFolder, *, name: str, socket: Path, said: Said) -> Result:
     """The image is a golden base of the provisiond on `socket`; without one it is said how."""
     image = folder.image.resolve()
+    recipe = required_recipe(folder)
+    await describe(
+        image,
+        disk_format=DiskFormat.QCOW2,
+        builder=recipe.builder,
+        recipe=recipe.model_dump(mode="json", exclude_none=True),
+        said=said,
+    )
     try:
         await asyncio.to_thread(_register, image, name, socket, said)
     except ReplyLost:
@@ -67,6 +77,7 @@ def _register(image: Path, name: str, socket: Path, said: Said) -> None:
         "name": name,
         "source": str(image),
         "source_format": DiskFormat.QCOW2,
+        "manifest": str(manifest_path(image)),
     }
     with ProvisiondClient(socket) as client:
         job = client.submit(request)

@@ -17,10 +17,11 @@ from provisiond.errors import ToolFailed
 _MOST = 2**24  # bytes of output that wait to be read: a guest's whole boot, many times over
 # A getty that was disturbed by the kernel's messages, or that gave up a log-in, asks again.
 _NUDGE_SECONDS = 15.0
-_LOGIN = re.compile(rb"login: *$")
-_PASSWORD = re.compile(rb"[Pp]assword: *$")
+# The last that was asked; the kernel may have said something behind it, which changes nothing.
+_LOGIN = re.compile(rb"(?s).*login: ")
+_PASSWORD = re.compile(rb"(?s).*[Pp]assword: ")
 _REFUSED = re.compile(rb"[Ll]ogin incorrect")
-_PROMPT = re.compile(rb"[#$%>](?:\x1b\[[0-9;?]*[a-z])* *$")
+_PROMPT = re.compile(rb"[#$%>](?: |\x1b\[[0-9;?]*[a-z])*$")
 # Colours, titles and what a line editor says to a terminal (ECMA-48).
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 
@@ -51,14 +52,11 @@ class GuestConsole:
         Waits for the first question as long as it takes; raises LoginRefused.
         """
         while True:
-            await self._until_asked(_LOGIN)
+            while not await self._soon(_LOGIN):
+                await self._type("")
             await self._type(user)
-            try:
-                async with asyncio.timeout(4 * _NUDGE_SECONDS):
-                    await self._hear(_PASSWORD)
-                break
-            except TimeoutError:
-                continue  # it was the end of a boot's message; or the getty has started anew
+            if await self._soon(_PASSWORD):
+                break  # else it was no question, or the getty has started anew
         await self._type(password)
         await self._greet()
 
@@ -78,29 +76,29 @@ class GuestConsole:
         """The shell's first answer, or that there is none. What is typed before it reads is lost,
         and a prompt may look like anything."""
         mark = secrets.token_hex(8)
-        await self._soon(_PROMPT)
+        await self._until_answered(_PROMPT)
         while True:
             await self._type(f"stty -echo; PS1= PS2=; echo '<''{mark}'")
-            if await self._soon(re.compile(rb"<%s\r?\n" % mark.encode())):
+            if await self._until_answered(re.compile(rb"<%s\r?\n" % mark.encode())):
                 return
 
-    async def _soon(self, wanted: re.Pattern[bytes]) -> bool:
+    async def _until_answered(self, wanted: re.Pattern[bytes]) -> bool:
+        heard = await self._soon(re.compile(wanted.pattern + b"|" + _REFUSED.pattern))
+        if heard and _REFUSED.search(heard):
+            raise LoginRefused("the guest says: Login incorrect")
+        return heard is not None
+
+    async def _soon(self, wanted: re.Pattern[bytes]) -> bytes | None:
+        """What `_hear` does; None where it is not heard soon."""
         try:
             async with asyncio.timeout(_NUDGE_SECONDS):
-                heard = await self._hear(re.compile(_REFUSED.pattern + b"|" + wanted.pattern))
+                return await self._hear(wanted)
         except TimeoutError:
-            return False
-        if _REFUSED.search(heard):
-            raise LoginRefused("the guest says: Login incorrect")
-        return True
-
-    async def _until_asked(self, question: re.Pattern[bytes]) -> None:
-        while not await self._soon(question):
-            await self._type("")
+            return None
 
     async def _hear(self, wanted: re.Pattern[bytes]) -> bytes:
         """All up to where `wanted` is heard; that is forgotten then. ToolFailed at the end."""
-        while not (found := wanted.search(self._heard)):
+        while (found := wanted.search(self._heard)) is None:
             chunk = await self._reader.read(65536)
             if not chunk:
                 raise ToolFailed("the guest's console has closed: its QEMU has ended")

@@ -1,7 +1,7 @@
 """The template of a guest that shows whether an image works. Pure: paths go in, XML comes out.
 
 The serial console and a monitor of our own are Unix sockets; what the guest says on the console is
-in a file as well, also while nobody listens. Its network is QEMU's own (SLIRP), so it meets nobody.
+in a file as well, also while nobody listens. Its network is QEMU's own (SLIRP).
 """
 
 import xml.etree.ElementTree as ET

@@ -7,7 +7,8 @@ namespaces of their own. The daemon is the real one; so is all that it is asked 
 When the block is left, and when this process ends in whatever way, all of it ends: the first
 process of the namespaces (`main`) sees that its pipe has closed, kills the others and removes the
 folder. Where that one is killed the kernel does the same but for the folder, which the next host
-removes. Inside, the image is mounted read-only: no program there, root's either, can write it.
+removes. The image is the base there by a read-only mount of its own, through which not even root
+can write it; the network has nothing but QEMU's own.
 """
 
 import asyncio
@@ -25,16 +26,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from provisiond.api.client import ProvisiondClient
+from provisiond.disk.folder import write_whole
 from provisiond.disk.manifest import Manifest
 from provisiond.errors import NotPermitted, SettingsError, ToolFailed
 from provisiond.plan import bases_folder
-from provisiond.process import output_of, run, run_as_init
+from provisiond.process import output_of, require_tool, run, run_as_init
+from provisiond.virt.kvm import QEMU
 
 # Sockets of libvirt's lie below it, and a Unix address has 107 bytes.
 _LONGEST = 40
-_PREFIX = "provision-"
+_PREFIX = "verify-"
+_MARKER = ".provisiond-throw-away"  # only what has it is ever removed
 _READY = b"ready\n"
 _RESERVE_MIB = 64
+_TAIL = 2000  # characters of a log that go into an error
 # Consoles go to their files without virtlogd, which is not there. As root libvirt would also give
 # files to another user and put each guest into cgroups; the namespaces here hold all of them.
 _QEMU_CONF = """\
@@ -81,6 +86,10 @@ class ThrowAwayHost:
         return self.folder / "images"
 
     @property
+    def _libvirt(self) -> Path:
+        return self.folder / "lv"
+
+    @property
     def _runtime(self) -> Path:
         return self.folder / "run"
 
@@ -92,14 +101,14 @@ class ThrowAwayHost:
         """Write all that it starts with; the base's file is empty until the image is mounted."""
         for path in (self.templates, bases_folder(self.images), self._runtime):
             path.mkdir(parents=True)
-        libvirt = self.folder / "libvirt"
-        (libvirt / "etc").mkdir(parents=True)
-        (libvirt / "etc/qemu.conf").write_text(_QEMU_CONF)
+        (self._libvirt / "etc").mkdir(parents=True)
+        (self._libvirt / "etc/qemu.conf").write_text(_QEMU_CONF)
+        _copy_missing(_kept_capabilities(), self._capabilities)
         (self.templates / "default.xml").write_text(template)
         self._base(manifest).touch(mode=0o444)
         self._base(manifest).with_suffix(".json").write_bytes(manifest.to_json())
         settings = {
-            "libvirt_uri": f"qemu:///embed?root={libvirt}",
+            "libvirt_uri": f"qemu:///embed?root={self._libvirt}",
             "state_dir": str(self.folder / "state"),
             "runtime_dir": str(self._runtime),
             "image_dir": str(self.images),
@@ -110,6 +119,15 @@ class ThrowAwayHost:
         # What JSON writes of texts and numbers is TOML as well.
         lines = (f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
         self.settings.write_text("".join(lines))
+
+    @property
+    def _capabilities(self) -> Path:
+        return self._libvirt / "cache/qemu/capabilities"
+
+    def keep_capabilities(self) -> None:
+        """For the next host: what libvirt has found out about QEMU, which took it seconds."""
+        with suppress(OSError):
+            _copy_missing(self._capabilities, _kept_capabilities())
 
     # ------------------------------------------------------------ inside
     async def mount(self, image: Path, base: str) -> None:
@@ -122,6 +140,13 @@ class ThrowAwayHost:
         """So that the folder can be removed."""
         for place in (self._runtime, bases_folder(self.images) / base):
             await run(["umount", "--lazy", place], check=False)
+
+
+def require_means() -> None:
+    """Raises NotPermitted without root, ToolMissing without QEMU."""
+    if os.geteuid() != 0:
+        raise NotPermitted("mounts and processes of a guest's own are root's to make")
+    require_tool(QEMU, package="qemu-system-x86 libvirt-daemon-driver-qemu")
 
 
 @asynccontextmanager
@@ -137,10 +162,9 @@ async def throw_away_host(
     `template` makes the template of its guests, whose sockets may be in the folder that it is
     given; `limits` are settings of its provisiond.
 
-    Raises NotPermitted without root, ToolFailed where it does not start.
+    Raises as `require_means` does, and ToolFailed where it does not start.
     """
-    if os.geteuid() != 0:
-        raise NotPermitted("mounts and processes of its own are root's to make")
+    require_means()
     with _own_folder() as (host, lock), _pipe() as (inner, outer):
         await asyncio.to_thread(
             host.prepare, manifest, template=template(host.folder), limits=limits
@@ -149,12 +173,26 @@ async def throw_away_host(
             os.close(inner.pop())
             try:
                 if (said := await stream.readline()) != _READY:
-                    said += await stream.read()
-                    raise _not_up(host, said)
+                    raise _not_up(said + await stream.read())
                 yield host
             finally:
+                host.keep_capabilities()
                 os.close(outer.pop())
                 await asyncio.shield(stream.read())  # until nobody is left who could say anything
+
+
+def _kept_capabilities() -> Path:
+    """libvirt itself drops a file that is older than QEMU, libvirt or the kernel."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache")
+    return cache / "provisiond/libvirt-capabilities"
+
+
+def _copy_missing(source: Path, destination: Path) -> None:
+    destination.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*.xml"):
+        place = destination / path.name
+        if not place.exists():
+            write_whole(place, path.read_bytes(), part=place.with_suffix(f".{os.getpid()}.part"))
 
 
 def _argv(
@@ -167,6 +205,7 @@ def _argv(
         "--kill-child",
         "--mount",
         "--mount-proc",
+        "--net",  # the guest meets nobody
         *("--propagation", "private"),
         # -P: not a module of the folder that somebody happens to stand in.
         *(sys.executable, "-P", "-m", "provisiond.images.throw_away"),
@@ -177,9 +216,9 @@ def _argv(
     ]
 
 
-def _not_up(host: ThrowAwayHost, untrusted: bytes) -> ToolFailed:
-    log = host.log.read_bytes() if host.log.exists() else b""
-    said = (untrusted + log).decode(errors="replace").strip()[-2000:]
+def _not_up(untrusted: bytes) -> ToolFailed:
+    lines = untrusted.decode(errors="replace").strip().splitlines()
+    said = " ".join(lines[-3:])  # the last are the reason, also of a traceback
     return ToolFailed(
         f"provisiond did not start for it: {said}",
         hint="It needs QEMU and libvirt's driver for it: on Debian, apt install "
@@ -201,6 +240,7 @@ def _own_folder() -> Iterator[tuple[ThrowAwayHost, int]]:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / _MARKER).touch()
             yield ThrowAwayHost(folder), lock
         finally:
             os.close(lock)
@@ -214,9 +254,9 @@ def _remove_left(parent: Path) -> None:
         with suppress(OSError):
             left = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                is_ours = os.fstat(left).st_uid == os.geteuid()
+                os.stat(_MARKER, dir_fd=left, follow_symlinks=False)
                 fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_ours:
+                if os.fstat(left).st_uid == os.geteuid():
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(left)
@@ -247,6 +287,8 @@ def main() -> None:
             for number in (1, 2):
                 os.dup2(log.fileno(), number)
         _serve(host, asked=asked, outside=outside)
+        with suppress(BrokenPipeError):  # whoever asked may have ended
+            os.write(outside, host.log.read_bytes()[-_TAIL:])
     finally:
         asyncio.run(host.unmount(base))
         shutil.rmtree(folder, ignore_errors=True)

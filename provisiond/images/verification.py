@@ -28,7 +28,7 @@ from provisiond.errors import ImageBusy, ImageNotVerified, ProvisionError
 from provisiond.images import guest_console, qemu_monitor
 from provisiond.images.model_domain import Accelerator, Boot, Model, model_xml
 from provisiond.images.qemu_monitor import Monitor
-from provisiond.images.throw_away import ThrowAwayHost, throw_away_host
+from provisiond.images.throw_away import ThrowAwayHost, require_means, throw_away_host
 from provisiond.images.trial import BASE, Seen, Trial
 from provisiond.threads import Threads
 from provisiond.virt.kvm import PROBE_SECONDS, host_kernel, probe_kvm
@@ -50,7 +50,8 @@ class Wanted:
     boot: Boot | None = None
     """None: from its disk."""
     within: float = 300.0
-    login: bool = True
+    login_within: float | None = 120.0
+    """How many seconds a log-in may take once it is configured; None: nobody shall log in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Verified:
 async def verify(
     image: Path,
     *,
-    format: DiskFormat,  # noqa: A002 - the word for it in all commands and requests
+    disk_format: DiskFormat,
     screenshot: Path | None = None,
     said: Said,
     wanted: Wanted | None = None,
@@ -82,11 +83,12 @@ async def verify(
     ImageRefused and ImageBusy as an import does, NotPermitted and ToolFailed where the host lacks
     something.
     """
+    require_means()
     wanted = wanted or Wanted()
     image = image.resolve()
     with opened(image):
         before = take_fingerprint(image)
-        manifest = await _manifest_of(image, format)
+        manifest = await _manifest_of(image, disk_format)
         said(f"the image has the SHA-256 {manifest.sha256}")
         accelerator = wanted.accelerator or await _find_accelerator(wanted.boot, said)
         seen = await _try(image, manifest, wanted, accelerator, screenshot=screenshot, said=said)
@@ -171,8 +173,8 @@ async def _try(
             ):
                 try:
                     await trial.configure(monitor)
-                    if wanted.login:
-                        await trial.look_inside(console)
+                    if wanted.login_within is not None:
+                        await trial.look_inside(console, within=wanted.login_within)
                 except ImageNotVerified:
                     await _picture(host, monitor, screenshot, said)
                     raise

@@ -87,6 +87,50 @@ async def _open_socket(socket: Path) -> AsyncIterator[Console]:
 
 @asynccontextmanager
 async def _open_terminal(terminal: Path) -> AsyncIterator[Console]:
+    async with _lines_of(terminal) as (reader, writer), _greeted(reader, writer) as console:
+        yield console
+
+
+@asynccontextmanager
+async def logged_in(terminal: Path, *, user: str, password: str) -> AsyncIterator[Console]:
+    """The shell of a user who logs in at a terminal where getty waits; PermissionError if refused.
+
+    The user stays logged in when the context ends.
+    """
+    async with _lines_of(terminal) as (reader, writer):
+        await _log_in(reader, writer, user=user, password=password)
+        # From here on a program reads the terminal: no echo, no prompts.
+        writer.write(b"exec sh -c 'stty raw -echo; exec sh $(tty)'\n")
+        async with _greeted(reader, writer) as console:
+            yield console
+
+
+async def _log_in(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, user: str, password: str
+) -> None:
+    """What was shown while nobody looked is lost; an empty line makes getty ask again."""
+    asked = False
+    while not asked:
+        writer.write(b"\n")
+        try:
+            async with asyncio.timeout(ASK_AGAIN):
+                asked = bool(await reader.readuntil(b"login: "))
+        except TimeoutError:
+            continue
+    writer.write(f"{user}\n".encode())
+    await reader.readuntil(b"Password: ")
+    writer.write(f"{password}\n".encode())
+    shown = b""
+    while not shown.endswith((b"# ", b"$ ")):
+        shown += await reader.readexactly(1)
+        if shown.endswith(b"Login incorrect"):
+            raise PermissionError(f"{user} cannot log in")
+
+
+@asynccontextmanager
+async def _lines_of(
+    terminal: Path,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=LONGEST_ANSWER)
     with terminal.open("rb", buffering=0) as output, terminal.open("wb", buffering=0) as line:
@@ -98,9 +142,7 @@ async def _open_terminal(terminal: Path) -> AsyncIterator[Console]:
             lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), line
         )
         try:
-            writer = asyncio.StreamWriter(outgoing, protocol, None, loop)
-            async with _greeted(reader, writer) as console:
-                yield console
+            yield reader, asyncio.StreamWriter(outgoing, protocol, None, loop)
         finally:
             incoming.close()
 

@@ -10,9 +10,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from tests.lab.fixtures import LOG_TAIL, TMPFS
 from tests.lab.initramfs import PROJECT
@@ -36,7 +37,8 @@ exec systemd-nspawn --directory=root "$@"
 class Container:
     """A running container; `leader` is its systemd, as this machine numbers it."""
 
-    def __init__(self, leader: int) -> None:
+    def __init__(self, nspawn: subprocess.Popen[bytes], leader: int) -> None:
+        self._nspawn = nspawn
         self._leader = leader
 
     def path(self, path: str | Path) -> Path:
@@ -53,48 +55,75 @@ class Container:
         assert ended.returncode == 0, f"{argv}: {ended}"
         return ended.stdout
 
+    def power_off(self) -> None:
+        """Shuts it down as its operator would; returns once nothing of it runs."""
+        # This process dies with the container, so its status says nothing.
+        subprocess.run(self.argv("poweroff"), capture_output=True, check=False)
+        self._nspawn.wait(BOOT_SECONDS)
+
 
 @contextmanager
 def booted() -> Iterator[Container]:
     """A container whose systemd has reached basic.target."""
-    with tempfile.TemporaryDirectory(prefix="nspawn-", dir=TMPFS) as name, _own_cgroup() as cgroup:
+    with tempfile.TemporaryDirectory(prefix="nspawn-", dir=TMPFS) as name:
         folder = Path(name)
         log = folder / "console"
-        nspawn, leader = _boot(folder, log, cgroup)
         try:
-            yield Container(leader)
+            with log.open("wb") as console:
+                options = _options(f"provisiond-{os.getpid()}")
+                argv = in_namespaces("--mount", boot=BOOT, arguments=[folder, *options])
+                with spawned(argv, folder=folder, console=console) as container:
+                    yield container
         finally:
-            # Nothing in it is to be kept: the kernel ends all of it with its first process.
-            os.kill(leader, signal.SIGKILL)
-            nspawn.wait()
             print(f"--- console\n{log.read_text(errors='replace')[-LOG_TAIL:]}")
 
 
-def _boot(folder: Path, log: Path, cgroup: Path) -> tuple[subprocess.Popen[bytes], int]:
+def in_namespaces(*namespaces: str, boot: str, arguments: Sequence[str | Path]) -> list[str | Path]:
+    """What runs the shell text `boot` with the arguments in new namespaces."""
+    return ["unshare", *namespaces, "--propagation=private", "sh", "-c", boot, "sh", *arguments]
+
+
+@contextmanager
+def spawned(argv: Sequence[str | Path], *, folder: Path, console: IO[bytes]) -> Iterator[Container]:
+    """A container, once systemd-nspawn says that it is ready; `argv` has to become systemd-nspawn.
+
+    Before that it enters the group "$CGROUP". What the container shows goes to `console`.
+    """
+    with _own_cgroup() as cgroup:
+        nspawn, leader = _boot(argv, folder / "notify", console, cgroup)
+        try:
+            yield Container(nspawn, leader)
+        finally:
+            # Nothing in it is to be kept: the kernel ends all of it with its first process.
+            if nspawn.poll() is None:
+                with suppress(ProcessLookupError):  # it is just ending by itself
+                    os.kill(leader, signal.SIGKILL)
+            nspawn.wait()
+
+
+def _boot(
+    argv: Sequence[str | Path], notify: Path, console: IO[bytes], cgroup: Path
+) -> tuple[subprocess.Popen[bytes], int]:
     """systemd-nspawn, and the container's first process."""
     # Closed as soon as it is up: systemd-nspawn would wait for us to read what else it tells.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, log.open("wb") as console:
-        notified.bind(str(folder / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notify.unlink(missing_ok=True)
+        notified.bind(str(notify))
         notified.settimeout(1)
         nspawn = subprocess.Popen(
-            [
-                *("setpriv", "--pdeathsig=TERM"),
-                *("unshare", "--mount", "--propagation=private", "sh", "-c", BOOT),
-                *("sh", str(folder)),
-                *_options(f"provisiond-{os.getpid()}"),
-            ],
+            ["setpriv", "--pdeathsig=TERM", *argv],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
             env=os.environ
             | {
                 "CGROUP": str(cgroup),
-                "NOTIFY_SOCKET": str(folder / "notify"),
+                "NOTIFY_SOCKET": str(notify),
                 "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
             },
         )
         try:
-            return nspawn, _leader(nspawn, notified, log)
+            return nspawn, _leader(nspawn, notified)
         except BaseException:
             nspawn.kill()
             nspawn.wait()
@@ -119,7 +148,7 @@ def _options(name: str) -> list[str]:
     ]
 
 
-def _leader(nspawn: subprocess.Popen[bytes], notified: socket.socket, log: Path) -> int:
+def _leader(nspawn: subprocess.Popen[bytes], notified: socket.socket) -> int:
     """The first process, once it has said that the container is up."""
     said: dict[str, str] = {}
     until = time.monotonic() + BOOT_SECONDS
@@ -128,7 +157,7 @@ def _leader(nspawn: subprocess.Popen[bytes], notified: socket.socket, log: Path)
             message = notified.recv(4096).decode()
         except TimeoutError:
             if nspawn.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"systemd-nspawn: {log.read_text(errors='replace')}") from None
+                raise RuntimeError("the container is not up; its console says why") from None
         else:
             said |= dict(line.split("=", 1) for line in message.splitlines() if "=" in line)
     return int(said["X_NSPAWN_LEADER_PID"])

@@ -5,20 +5,18 @@ the cache.
 """
 
 import hashlib
-import os
 import shutil
 import stat
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab.debian import copy_modules, install_debian, run_tool
 from tests.lab.initramfs import (
     Entry,
     busybox_entries,
     file_entry,
     keep_initramfs,
     module_entries,
-    module_files,
 )
 from tests.lab.packages import (
     cache_directory,
@@ -161,7 +159,7 @@ def _make_root(kernel_tree: Path, image: Path) -> None:
     _remove(folder)
     folder.mkdir()
     try:
-        _install(folder / "root")
+        install_debian(folder / "root", PACKAGES)
         _configure(folder / "root", kernel_tree)
         _make_filesystem(folder / "root", folder / "image")
         for older in image.parent.glob("dom0-*.ext4"):
@@ -174,28 +172,6 @@ def _make_root(kernel_tree: Path, image: Path) -> None:
 def _remove(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-
-
-def _install(root: Path) -> None:
-    sources = [
-        *Path("/etc/apt").glob("sources.list"),
-        *sorted(Path("/etc/apt/sources.list.d").glob("*.list")),
-        *sorted(Path("/etc/apt/sources.list.d").glob("*.sources")),
-    ]
-    _run(
-        "mmdebstrap",
-        "--mode=root",
-        "--format=directory",
-        "--variant=minbase",
-        "--aptopt=APT::Install-Recommends false",
-        "--dpkgopt=path-exclude=/usr/share/doc/*",
-        "--dpkgopt=path-exclude=/usr/share/locale/*",
-        "--dpkgopt=path-exclude=/usr/share/man/*",
-        f"--include={','.join(PACKAGES)}",
-        "",  # the release is the one that the sources name
-        root,
-        *sources,
-    )
 
 
 def _configure(root: Path, kernel_tree: Path) -> None:
@@ -212,21 +188,11 @@ def _configure(root: Path, kernel_tree: Path) -> None:
     (units / "default.target").unlink(missing_ok=True)
     (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
     (units / "multi-user.target.wants/laboratory.service").symlink_to("../laboratory.service")
-    _copy_modules(root, kernel_tree)
-
-
-def _copy_modules(root: Path, kernel_tree: Path) -> None:
-    (tree,) = (folder for folder in kernel_tree.glob("**/lib/modules/*") if folder.is_dir())
-    files = module_files(kernel_tree, (*BOOT_MODULES, *MODULES)).values()
-    for file in (*files, *tree.glob("modules.builtin*"), tree / "modules.order"):
-        copy = root / "lib/modules" / tree.name / file.relative_to(tree)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-    _run("chroot", root, "depmod", tree.name)
+    copy_modules(root, kernel_tree, (*BOOT_MODULES, *MODULES))
 
 
 def _make_filesystem(root: Path, image: Path) -> None:
-    _run(
+    run_tool(
         "mke2fs",
         "-q",
         "-t",
@@ -240,19 +206,3 @@ def _make_filesystem(root: Path, image: Path) -> None:
         image,
         SIZE,
     )
-
-
-def _run(*argv: str | Path) -> None:
-    """Runs a tool; what it said is told where it fails."""
-    ended = subprocess.run(
-        argv,
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if ended.returncode != 0:
-        raise RuntimeError(f"{argv[0]} ended with {ended.returncode}:\n{ended.stdout[-4000:]}")

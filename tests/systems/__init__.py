@@ -1,0 +1,1 @@
+"""`make test-guests`: whole Debian systems with the real script. Too long for `make test`."""
