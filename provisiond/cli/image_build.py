@@ -178,8 +178,7 @@ def build(
         phases = choose_phases(
             build_folder.ended(), only=course.phase, until=course.until, again=course.again
         )
-        steps = builder_steps(known, build_folder)
-        steps |= finishing_steps(build_folder, name=name, socket=ctx.obj or DEFAULT_SOCKET)
+        steps = steps_of(ctx, build_folder, known)
         if course.on is not None:
             steps |= _steps_there(course, build_folder, known)
         watch(build_folder, phases, steps=steps, shown=shown)
@@ -206,6 +205,12 @@ def _recipe_asked_for(
             raise RecipeRefused(f"{', '.join(given)}: goes with --from BUILDER")
         return None
     return make_recipe({"builder": builder, "name": name, **given})
+
+
+def steps_of(ctx: typer.Context, folder: BuildFolder, recipe: Recipe) -> dict[Phase, Step]:
+    """Every phase, done on this machine."""
+    finishing = finishing_steps(folder, name=recipe.name, socket=ctx.obj or DEFAULT_SOCKET)
+    return builder_steps(recipe, folder) | finishing
 
 
 def _steps_there(course: Course, folder: BuildFolder, recipe: Recipe) -> dict[Phase, Step]:

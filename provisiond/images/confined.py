@@ -16,7 +16,7 @@ from provisiond.process import run
 _TAIL = 5  # lines of the program's that the error repeats
 # What a builder may know of the operator's environment: how to get at mirrors.
 _PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 async def run_confined(
@@ -64,7 +64,7 @@ def confined_argv(
     usual = {
         "HOME": folder.work,
         "LC_ALL": "C.UTF-8",
-        "PATH": _PATH,
+        "PATH": USUAL_PATH,
         "TMPDIR": folder.work,
         # Its only purpose is that the lock is handed on with it.
         "PROVISIOND_BUILD_LOCK": folder.lock_word,

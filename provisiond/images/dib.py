@@ -20,7 +20,7 @@ from provisiond.images.bootable_disk import (
     write_disk,
 )
 from provisiond.images.build_folder import BuildFolder
-from provisiond.images.confined import run_confined, run_said
+from provisiond.images.confined import USUAL_PATH, run_confined, run_said
 from provisiond.images.debian_tree import forget_identity
 from provisiond.images.readiness import (
     COMMON_TOOLS,
@@ -113,7 +113,9 @@ class Dib:
             build_argv(self._recipe, archive, program=self._program()),
             folder=self._folder,
             said=self._said,
-            environment=build_environment(self._recipe, elements=elements, work=work),
+            environment=build_environment(
+                self._recipe, elements=elements, work=work, program=self._program()
+            ),
         )
         tree.mkdir()
         await self._confined(*unpack_argv(archive, tree))
@@ -175,14 +177,18 @@ def build_argv(recipe: DibRecipe, archive: Path, *, program: Path) -> list[str |
     ]
 
 
-def build_environment(recipe: DibRecipe, *, elements: Path, work: Path) -> dict[str, str | Path]:
+def build_environment(
+    recipe: DibRecipe, *, elements: Path, work: Path, program: Path
+) -> dict[str, str | Path]:
     """What diskimage-builder is told beside its command line."""
     told: dict[str, str | Path] = {
         "ELEMENTS_PATH": elements,
         "DIB_RELEASE": recipe.suite,
         "DIB_BLOCK_DEVICE_CONFIG": _BLOCK_DEVICE,
         "DIB_IMAGE_CACHE": work / "cache",
+        # Of a virtual environment it takes the Python there, by PATH.
         "DIB_PYTHON_EXEC": "python3",
+        "PATH": f"{program.parent}:{USUAL_PATH}",
         "TMP_DIR": work,
     }
     if recipe.mirror is not None:

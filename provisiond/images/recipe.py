@@ -4,6 +4,7 @@ Whatever of it gets into a command line, a preseed or a shell has a form that no
 in. Sizes are in bytes.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -144,7 +145,7 @@ def parse_recipe(untrusted_text: str | bytes) -> Recipe:
         raise _refused(error) from None
 
 
-def make_recipe(untrusted_fields: dict[str, object]) -> Recipe:
+def make_recipe(untrusted_fields: Mapping[str, object]) -> Recipe:
     """The recipe of these fields; what is None is left to the defaults. Raises RecipeRefused."""
     given = {name: value for name, value in untrusted_fields.items() if value is not None}
     try:

@@ -234,7 +234,16 @@ with opened(Path(sys.argv[1])) as folder:
     (precious / "file").write_text("kept")
     (tmp_path / "build" / "work" / "inner").mkdir(parents=True)
     mount = 'mount --bind "$1" "$2/work/inner" && exec "$3" -c "$4" "$2"'
-    argv = ["sh", "-c", mount, "sh", precious, tmp_path / "build", sys.executable, script]
+    argv: list[str | Path] = [
+        "sh",
+        "-c",
+        mount,
+        "sh",
+        precious,
+        tmp_path / "build",
+        sys.executable,
+        script,
+    ]
     ended = subprocess.run(
         ["unshare", "--mount", *argv], stdout=subprocess.PIPE, text=True, check=True
     )

@@ -1,6 +1,7 @@
 """What an image is built of: what may be asked for, and what it becomes in command lines."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from provisiond.images.dib import build_environment
 from provisiond.images.mmdebstrap import build_argv, parse_status
 from provisiond.images.recipe import (
     Builder,
+    DebianInit,
     DibRecipe,
     IsoRecipe,
     KiwiRecipe,
@@ -30,9 +32,12 @@ NAME = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}", fullmatch=True)
 MEBIBYTES = st.integers(512, 2**20).map(lambda count: count * 2**20)
 
 
+INITS: list[DebianInit] = [InitSystem.SYSTEMD, InitSystem.SYSV, InitSystem.OPENRC]
+
+
 @st.composite
 def debian_recipes(draw: st.DrawFn) -> MmdebstrapRecipe:
-    init = draw(st.sampled_from([InitSystem.SYSTEMD, InitSystem.SYSV, InitSystem.OPENRC]))
+    init = draw(st.sampled_from(INITS))
     stacks = list(NetworkStack) if init is InitSystem.SYSTEMD else [NetworkStack.IFUPDOWN]
     with_mirror = draw(st.booleans())
     return MmdebstrapRecipe(
@@ -143,13 +148,20 @@ def test_each_network_stack_brings_its_own_packages_alone(stack: NetworkStack) -
 
 def test_diskimage_builder_is_told_the_mirrors_that_were_asked_for_and_no_others() -> None:
     folder = Path("/srv/build")
-    told = build_environment(DibRecipe(name="web"), elements=folder, work=folder)
+
+    def environment(recipe: DibRecipe) -> Mapping[str, str | Path]:
+        program = folder / "bin" / "disk-image-create"
+        return build_environment(recipe, elements=folder, work=folder, program=program)
+
+    told = build_environment(
+        DibRecipe(name="web"), elements=folder, work=folder, program=folder / "dib"
+    )
     assert not [name for name in told if "MIRROR" in name]
     recipe = DibRecipe(name="web", mirror="http://m/d", security_mirror="http://m/s")
-    told = build_environment(recipe, elements=folder, work=folder)
+    told = environment(recipe)
     assert told["DIB_DISTRIBUTION_MIRROR"] == "http://m/d"
     assert told["DIB_DEBIAN_SECURITY_MIRROR"] == "http://m/s"
-    argv = dib_argv(recipe, folder / "root.tar", program=Path("/usr/bin/disk-image-create"))
+    argv = dib_argv(recipe, folder / "root.tar", program=folder / "dib")
     assert argv[-2:] == ["debian-minimal", "provision-guest"]
     assert folder / "root" in argv
 
