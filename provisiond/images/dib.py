@@ -22,6 +22,7 @@ from provisiond.images.bootable_disk import (
 from provisiond.images.build_folder import BuildFolder
 from provisiond.images.confined import USUAL_PATH, run_confined, run_said
 from provisiond.images.debian_tree import forget_identity
+from provisiond.images.download import download
 from provisiond.images.readiness import (
     COMMON_TOOLS,
     is_at_least,
@@ -84,14 +85,20 @@ class Dib:
         return {"diskimage-builder": await self._version()}
 
     async def update(self) -> Result:
-        """The newest diskimage-builder, where it is the folder's own."""
+        """The newest diskimage-builder, where it is the folder's own; the mirrors answer."""
         if self._program().is_relative_to(self._venv):
             await run_said(
                 [self._venv / "bin" / "pip", "install", "--upgrade", "diskimage-builder"],
                 name="pip",
                 said=self._said,
             )
-        return {"diskimage-builder": await self._version()}
+        result: Result = {"diskimage-builder": await self._version()}
+        for url in release_files(self._recipe):
+            file = self._folder.work / "InRelease"
+            digest = await download(url, file, said=self._said)
+            self._said(f"{digest}  {url}")
+            result[url] = digest
+        return result
 
     async def precheck(self) -> Result:
         """The rights, the version, the elements and the room."""
@@ -143,6 +150,18 @@ class Dib:
         if not version:
             raise BuildFailed(f"{self._program()} does not say its version")
         return version
+
+
+def release_files(recipe: DibRecipe) -> list[str]:
+    """What a build of Debian asks its mirrors for first; they change with the packages there."""
+    if "debian-minimal" not in recipe.elements:
+        return []
+    mirror = recipe.mirror or "http://deb.debian.org/debian"
+    security = recipe.security_mirror or "http://security.debian.org"
+    return [
+        f"{mirror.rstrip('/')}/dists/{recipe.suite}/InRelease",
+        f"{security.rstrip('/')}/dists/{recipe.suite}-security/InRelease",
+    ]
 
 
 def write_element(folder: Path) -> None:

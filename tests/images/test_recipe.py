@@ -1,7 +1,6 @@
 """What an image is built of: what may be asked for, and what it becomes in command lines."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +148,7 @@ def test_each_network_stack_brings_its_own_packages_alone(stack: NetworkStack) -
 def test_diskimage_builder_is_told_the_mirrors_that_were_asked_for_and_no_others() -> None:
     folder = Path("/srv/build")
 
-    def environment(recipe: DibRecipe) -> Mapping[str, str | Path]:
+    def environment(recipe: DibRecipe) -> dict[str, str | Path]:
         program = folder / "bin" / "disk-image-create"
         return build_environment(recipe, elements=folder, work=folder, program=program)
 

@@ -20,6 +20,7 @@ from provisiond.images.own_wheel import NAME, make_wheel
 from provisiond.images.phases import Phase
 from provisiond.images.recipe import MmdebstrapRecipe
 from provisiond.images.remote import OtherMachine, require_own_agent
+from provisiond.images.steps import Result
 from tests.daemon.command import PROVISIONCTL
 from tests.images.golden import LAYOUTS, make_golden, make_tree
 from tests.ssh.server import IPV4, Server, running_server
@@ -107,9 +108,8 @@ def test_an_image_baked_there_comes_back_with_the_same_hash(
 
 
 def test_a_host_that_cannot_be_reached_is_told(server: Server, tmp_path: Path) -> None:
-    ended = build(
-        server, tmp_path, "--from", "mmdebstrap", "--phase", "init", host="root@192.0.2.9"
-    )
+    words = ("--from", "mmdebstrap", "--phase", "init")
+    ended = build(server, tmp_path, *words, host="root@192.0.2.9")
     assert ended.returncode != 0
     assert "root@192.0.2.9: cannot be reached" in ended.stderr
 
@@ -136,7 +136,8 @@ def test_a_strange_target_is_refused(target: str) -> None:
 
 def test_an_image_with_another_script_is_refused() -> None:
     require_own_agent({"agent_sha256": read_agent().sha256}, where="builder")
-    for other in ({"agent_sha256": "0" * 64}, {}):
+    others: list[Result] = [{"agent_sha256": "0" * 64}, {}]
+    for other in others:
         with pytest.raises(BuildFailed, match="builder: baked the script"):
             require_own_agent(other, where="builder")
 
@@ -146,7 +147,7 @@ def test_the_wheel_is_this_provisiond_and_runs(tmp_path: Path) -> None:
     wheel = tmp_path / NAME
     wheel.write_bytes(make_wheel())
     install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    where = ["--no-deps", "--no-index", "--target", tmp_path / "site"]
+    where: list[str | Path] = ["--no-deps", "--no-index", "--target", tmp_path / "site"]
     subprocess.run([*install, *where, wheel], check=True)
     ask = (
         "import provisiond, sys; from provisiond.images.agent_files import read_agent; "
