@@ -200,13 +200,14 @@ def build_environment(
     recipe: DibRecipe, *, elements: Path, work: Path, program: Path
 ) -> dict[str, str | Path]:
     """What diskimage-builder is told beside its command line."""
+    python = program.parent / "python3"
     told: dict[str, str | Path] = {
         "ELEMENTS_PATH": elements,
         "DIB_RELEASE": recipe.suite,
         "DIB_BLOCK_DEVICE_CONFIG": _BLOCK_DEVICE,
         "DIB_IMAGE_CACHE": work / "cache",
-        # Of a virtual environment it takes the Python there, by PATH.
-        "DIB_PYTHON_EXEC": "python3",
+        # By its path: sudo has a PATH of its own, and a virtual environment is in none.
+        "DIB_PYTHON_EXEC": python if python.exists() else "python3",
         "PATH": f"{program.parent}:{USUAL_PATH}",
         "TMP_DIR": work,
     }
