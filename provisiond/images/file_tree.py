@@ -4,6 +4,7 @@ A path here is one in the image. A link in the image is followed in the image, f
 never on this host: paths are resolved by ourselves, one name at a time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,8 @@ from typing import Protocol
 from provisiond.errors import ImageRefused
 
 ROOT = PurePosixPath("/")
+INITS = ("/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd")
+RELEASES = ("/etc/os-release", "/usr/lib/os-release")
 _MOST_LINKS = 40  # as the kernel's own limit, path_resolution(7)
 _LONGEST_PATH = 4096
 
@@ -112,6 +115,22 @@ async def read_text(tree: FileTree, path: str, *, limit: int = 65536) -> str | N
     if file is None or entry is None or entry.kind is not Kind.FILE:
         return None
     return (await tree.read(file, limit=limit)).decode(errors="replace")
+
+
+async def is_root(tree: FileTree) -> bool:
+    """Whether a guest boots from it: it names its distribution or users, and has an init."""
+    for path in (*RELEASES, "/etc/passwd"):
+        if await find(tree, path) is not None:
+            return await first_of(tree, INITS) is not None
+    return False
+
+
+async def first_of(tree: FileTree, paths: Sequence[str]) -> PurePosixPath | None:
+    """Where the first of the paths leads to that is there."""
+    for path in paths:
+        if (found := await find(tree, path)) is not None:
+            return found
+    return None
 
 
 async def _resolve(tree: FileTree, path: str, *, make: bool) -> PurePosixPath | None:

@@ -18,13 +18,17 @@ from provisiond.disk.chain import QEMU_NAMES
 from provisiond.disk.folder import explained
 from provisiond.disk.inspection import inspect
 from provisiond.errors import ImageRefused, ToolFailed
-from provisiond.images.file_tree import ROOT, Entry, Kind
-from provisiond.process import MIB, Finished, require_tool, run, running
+from provisiond.images.file_tree import ROOT, Entry, Kind, is_root
+from provisiond.process import MIB, require_tool, run, running
 
 _SETTINGS = "LIBGUESTFS_BACKEND_SETTINGS"
+_ROOTS = ("ext2", "ext3", "ext4", "xfs", "btrfs")
 _KINDS = {0o04: Kind.FOLDER, 0o10: Kind.FILE, 0o12: Kind.LINK}
-_ABSENT = ("No such file or directory", "Not a directory")
 _LABEL = "security.selinux"
+
+
+class _SessionEnded(ToolFailed):
+    """A command failed, and with it guestfish's session: what it said of that is to be read."""
 
 
 @asynccontextmanager
@@ -53,8 +57,13 @@ async def guestfs_root(
             yield tree
             if writable:
                 await tree.ask("shutdown")  # tells of what could not be written
+        except _SessionEnded as error:
+            words = await _last_words(server)
+            raise ToolFailed(
+                f"{error.message}: {words}", hint="libguestfs-test-tool says whether it works here."
+            ) from error
         finally:
-            await asyncio.shield(tree.ask("exit", check=False))
+            await asyncio.shield(run([*tree.argv, "exit"], check=False))
 
 
 async def _session(server: asyncio.subprocess.Process) -> str:
@@ -65,6 +74,12 @@ async def _session(server: asyncio.subprocess.Process) -> str:
     if found := re.match(r"GUESTFISH_PID=(\d+);", said):
         return found[1]
     raise ToolFailed(f"guestfish does not start: {said.strip()}")
+
+
+async def _last_words(server: asyncio.subprocess.Process) -> str:
+    """What the session has said of a failure, by which it has ended."""
+    said = b"" if server.stdout is None else await server.stdout.read(65536)
+    return said.decode(errors="replace").strip()[-1000:]
 
 
 def environment() -> Sequence[str]:
@@ -78,21 +93,37 @@ class GuestfsFiles:
     to its programs the image's root is their own."""
 
     def __init__(self, session: str) -> None:
-        self._argv = ["guestfish", f"--remote={session}"]
+        self.argv = ["guestfish", f"--remote={session}"]
 
     async def mount(self, *, writable: bool) -> None:
         """Find the one root, check it and mount all that belongs to it."""
         roots = (await self._text("inspect-os")).split()
+        # It calls no root what has no fstab; where it finds none, a look at each tells.
+        roots = roots or [device for device in await self._devices() if await self._is_root(device)]
         if len(roots) != 1:
             found = "no root file system" if not roots else f"{len(roots)} root file systems"
             raise ImageRefused(
                 f"libguestfs finds {found} in the disk", hint="Make an image of one system."
             )
         await self._check(roots[0])
-        told = (await self._text("inspect-get-mountpoints", roots[0])).splitlines()
-        points = sorted(line.partition(": ")[::2] for line in told if ": " in line)
-        for point, device in points:
+        told = await self._try("inspect-get-mountpoints", roots[0])
+        lines = told.decode(errors="replace").splitlines()
+        points = dict(line.partition(": ")[::2] for line in lines if ": " in line)
+        for point, device in sorted({"/": roots[0], **points}.items()):
             await self.ask("mount" if writable else "mount-ro", device, point)
+
+    async def _devices(self) -> list[str]:
+        """Those with a file system that a Linux root can be on."""
+        told = re.findall(r"^(\S+): (\w+)$", await self._text("list-filesystems"), re.MULTILINE)
+        return [device for device, kind in told if kind in _ROOTS]
+
+    async def _is_root(self, device: str) -> bool:
+        await self._try("mount-ro", device, "/")
+        if not (await self._text("mounts")).strip():
+            return False
+        found = await is_root(self)
+        await self.ask("umount-all")
+        return found
 
     async def _check(self, device: str) -> None:
         kind = (await self._text("vfs-type", device)).strip()
@@ -113,13 +144,10 @@ class GuestfsFiles:
         """What is at a path of which no folder is a link; None where there is nothing."""
         if path == ROOT:
             return Entry(Kind.FOLDER, 0o755, 0, 0, 0)
-        finished = await self.ask("lstatns", path, check=False)
-        if finished.returncode != 0:
-            words = finished.stderr.decode(errors="replace")
-            if any(absent in words for absent in _ABSENT):
-                return None
-            raise ToolFailed(f"guestfish lstatns {path}: {words.strip()[:500]}")
-        told = dict(re.findall(r"^st_(\w+): (\d+)$", finished.stdout.decode(), re.MULTILINE))
+        answer = (await self._try("lstatns", path)).decode(errors="replace")
+        told = dict(re.findall(r"^st_(\w+): (\d+)$", answer, re.MULTILINE))
+        if not told:
+            return None
         mode = int(told["mode"])
         return Entry(
             _KINDS.get(mode >> 12, Kind.OTHER),
@@ -157,9 +185,8 @@ class GuestfsFiles:
 
     async def label(self, path: PurePosixPath) -> str | None:
         """The SELinux label of a path, None where it has none."""
-        finished = await self.ask("lgetxattr", path, _LABEL, check=False)
-        label = finished.stdout.decode(errors="replace").strip("\0\n")
-        return label if finished.returncode == 0 and label else None
+        told = await self._try("lgetxattr", path, _LABEL)
+        return told.decode(errors="replace").strip("\0\n") or None
 
     # ------------------------------------------------------------ write
     async def make_folder(self, folder: PurePosixPath, *, mode: int) -> None:
@@ -204,9 +231,16 @@ class GuestfsFiles:
             await self.ask("lsetxattr", _LABEL, label, str(len(label.encode())), path)
 
     async def _text(self, *words: str | Path | PurePosixPath) -> str:
-        return (await self.ask(*words)).stdout.decode(errors="surrogateescape")
+        return (await self.ask(*words)).decode(errors="surrogateescape")
 
-    async def ask(self, *words: str | Path | PurePosixPath, check: bool = True) -> Finished:
-        """One of guestfish's commands. Raises ToolFailed with its words where it fails."""
-        argv = [*self._argv, *(str(word) for word in words)]
-        return await run(argv, check=check, limit_output=4 * MIB)
+    async def ask(self, *words: str | Path | PurePosixPath) -> bytes:
+        """What one of guestfish's commands says. Where it fails the session ends: ToolFailed."""
+        argv = [*self.argv, "--", *(str(word) for word in words)]
+        finished = await run(argv, check=False, limit_output=4 * MIB)
+        if finished.returncode != 0:
+            raise _SessionEnded(f"guestfish {' '.join(str(word) for word in words)[:200]} failed")
+        return finished.stdout
+
+    async def _try(self, command: str, *words: str | Path | PurePosixPath) -> bytes:
+        """What a command says that may fail: then nothing, and the session goes on."""
+        return await self.ask(f"-{command}", *words)

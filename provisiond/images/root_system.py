@@ -3,21 +3,26 @@ and small files, nothing of the image is run."""
 
 import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from provisiond.errors import ImageRefused
 from provisiond.images.agent_files import InitSystem
 from provisiond.images.ext_files import ExtFiles, check_ext
-from provisiond.images.file_tree import FileTree, find, is_folder, read_text
+from provisiond.images.file_tree import (
+    INITS,
+    RELEASES,
+    FileTree,
+    find,
+    first_of,
+    is_folder,
+    is_root,
+    read_text,
+)
 from provisiond.images.image_disk import ImageDisk
 from provisiond.images.partitions import FileSystem, Partition, read_partitions
 
-_INITS = ("/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 # What bake writes and what a boot reads lies below these: all of it has to be in one file system.
 _OURS = ("/usr", "/etc", "/var", "/usr/sbin", "/usr/share", "/usr/share/doc", "/var/lib")
-_LISTS = ("/etc/os-release", "/usr/lib/os-release")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +74,6 @@ async def find_ext_root(disk: ImageDisk) -> tuple[Partition, ExtFiles] | Elsewhe
     return Elsewhere(f"no ext file system of the disk is a guest's root; it has {kinds}")
 
 
-async def is_root(tree: FileTree) -> bool:
-    """Whether a guest boots from it: it names its distribution or users, and has an init."""
-    for path in (*_LISTS, "/etc/passwd"):
-        if await find(tree, path) is not None:
-            return await _first(tree, _INITS) is not None
-    return False
-
-
 async def _mounted_below(tree: FileTree) -> str | None:
     """The first of our folders that the image's fstab mounts."""
     for line in (await read_text(tree, "/etc/fstab") or "").splitlines():
@@ -85,13 +82,6 @@ async def _mounted_below(tree: FileTree) -> str | None:
             point = fields[1].rstrip("/")
             if point in _OURS:
                 return point
-    return None
-
-
-async def _first(tree: FileTree, paths: Sequence[str]) -> PurePosixPath | None:
-    for path in paths:
-        if (found := await find(tree, path)) is not None:
-            return found
     return None
 
 
@@ -110,7 +100,7 @@ async def recognise(tree: FileTree) -> System:
 
 async def _release(tree: FileTree) -> dict[str, str]:
     """/etc/os-release, os-release(5); of older systems the one file that they have."""
-    for path in _LISTS:
+    for path in RELEASES:
         if (text := await read_text(tree, path)) is not None:
             return parse_release(text)
     for path, distribution in (
@@ -147,7 +137,7 @@ async def _init(tree: FileTree) -> InitSystem | None:
     """By what is run as /sbin/init first: a system can hold the files of more than one."""
     init = await find(tree, "/sbin/init")
     if init is None or init.parts[-2:] == ("systemd", "systemd"):
-        return InitSystem.SYSTEMD if await _first(tree, _INITS) is not None else None
+        return InitSystem.SYSTEMD if await first_of(tree, INITS) is not None else None
     # local-filesystems is mountall's event: Red Hat's upstart knows no such, and runs SysV scripts.
     if await find(tree, "/etc/init/mountall.conf") is not None:
         return InitSystem.UPSTART
@@ -155,7 +145,7 @@ async def _init(tree: FileTree) -> InitSystem | None:
         return InitSystem.OPENRC
     if await _folder(tree, "/etc/init.d") and await _folder(tree, *RUNLEVEL_2):
         return InitSystem.SYSV
-    if await _first(tree, RC_LOCAL) is not None:
+    if await first_of(tree, RC_LOCAL) is not None:
         return InitSystem.RC_LOCAL
     return None
 
@@ -165,7 +155,7 @@ RC_LOCAL = ("/etc/rc.local", "/etc/rc.d/rc.local")
 
 
 async def _folder(tree: FileTree, *paths: str) -> bool:
-    found = await _first(tree, paths)
+    found = await first_of(tree, paths)
     return found is not None and await is_folder(tree, found)
 
 
@@ -184,5 +174,5 @@ _NETWORKS = {
 
 async def _networks(tree: FileTree) -> tuple[str, ...]:
     return tuple(
-        [name for name, paths in _NETWORKS.items() if await _first(tree, paths) is not None]
+        [name for name, paths in _NETWORKS.items() if await first_of(tree, paths) is not None]
     )

@@ -9,14 +9,22 @@ from pathlib import Path
 from tests.lab.initramfs import module_files
 
 
-def install_debian(root: Path, packages: Sequence[str]) -> None:
-    """Makes `root` of the packages and what they need: nothing recommended, no documentation."""
+def install_debian(root: Path, packages: Sequence[str], *options: str) -> None:
+    """Makes `root` of the packages and what they need: nothing recommended, no documentation.
+
+    The options are more of mmdebstrap's. It binds this machine's /dev/shm into the root; killed, it
+    would leave it there, and who then removes the root empties /dev/shm. So its mounts and its
+    processes are in namespaces that end with it.
+    """
     sources = [
         *Path("/etc/apt").glob("sources.list"),
         *sorted(Path("/etc/apt/sources.list.d").glob("*.list")),
         *sorted(Path("/etc/apt/sources.list.d").glob("*.sources")),
     ]
     run_tool(
+        *("setpriv", "--pdeathsig=KILL"),
+        *("unshare", "--mount", "--propagation=private"),
+        *("--pid", "--fork", "--kill-child", "--mount-proc"),
         "mmdebstrap",
         "--mode=root",
         "--format=directory",
@@ -26,6 +34,7 @@ def install_debian(root: Path, packages: Sequence[str]) -> None:
         "--dpkgopt=path-exclude=/usr/share/locale/*",
         "--dpkgopt=path-exclude=/usr/share/man/*",
         f"--include={','.join(packages)}",
+        *options,
         "",  # the release is the one that the sources name
         root,
         *sources,

@@ -1,11 +1,12 @@
 """The golden images, and the table that every run ends with."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.systems.golden import System, golden_roots
+from tests.systems.golden import golden_roots
 
 ROWS = pytest.StashKey[list["Row"]]()
 
@@ -14,7 +15,8 @@ ROWS = pytest.StashKey[list["Row"]]()
 class Row:
     """One line of the table; times are in seconds."""
 
-    system: System
+    init: str
+    network: str
     booted: float | None = None
     configured: float | None = None
     second_boot: float | None = None
@@ -24,7 +26,10 @@ class Row:
         times = (self.booted, self.configured, self.second_boot)
         cells = " ".join(f"{'-' if time is None else f'{time:.1f}':>12}" for time in times)
         result = "ok" if self.passed else "FAILED"
-        return f"{self.system.init:<10} {self.system.network:<18} {result:<7}{cells}"
+        return f"{self.init:<16} {self.network:<18} {result:<7}{cells}"
+
+
+NewRow = Callable[[str, str], Row]
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +39,15 @@ def golden() -> dict[str, Path]:
 
 
 @pytest.fixture
-def row(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Row:
-    """The line of the system that the test is for."""
-    made = Row(request.getfixturevalue("system"))
-    pytestconfig.stash.setdefault(ROWS, []).append(made)
-    return made
+def new_row(pytestconfig: pytest.Config) -> NewRow:
+    """Makes the line of one system, by its init and the owner of its network."""
+
+    def new_row(init: str, network: str) -> Row:
+        row = Row(init, network)
+        pytestconfig.stash.setdefault(ROWS, []).append(row)
+        return row
+
+    return new_row
 
 
 def pytest_terminal_summary(
@@ -46,7 +55,7 @@ def pytest_terminal_summary(
 ) -> None:
     """Init system × owner of the network × result."""
     if rows := config.stash.get(ROWS, []):
-        head = f"{'init':<10} {'network':<18} {'result':<7}"
+        head = f"{'init':<16} {'network':<18} {'result':<7}"
         times = " ".join(f"{name:>12}" for name in ("booted s", "configured s", "2nd boot s"))
         terminalreporter.section("systems")
         for line in (f"{head}{times}", *(row.line() for row in rows)):

@@ -6,6 +6,7 @@ stands in this tree.
 """
 
 import hashlib
+import inspect
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +20,10 @@ from tests.lab.packages import cache_directory, locked, package_versions
 INIT_FILES = PROJECT / "guest-agent" / "init"
 USER = "ops"
 
-# fuseiso reads the config disk where the kernel below the container has no iso9660.
+# fuseiso is for containers, see hardware.py.
 EVERYWHERE = ("fuseiso", "iproute2", "iputils-ping", "netbase", "openssh-server", "tzdata")
-# What the kernel asks to mount an ISO 9660; a kernel that has it would not need this.
-MOUNT_ISO = """\
-#!/bin/sh
-# mount -t iso9660 DEVICE FOLDER: by FUSE, with the options that mount was given
-exec fuseiso "$1" "$2" -o "$4"
-"""
+# Made with one /usr from the start, not merged later by a package that brings all of Perl.
+MERGED_USR = "--hook-dir=/usr/share/mmdebstrap/hooks/maybe-merged-usr"
 # A console is all that a container has; the terminals of a PC are not there.
 NO_TERMINALS = "/^[1-6]:.*tty[1-6]/d"
 CONSOLE = "co:2345:respawn:/sbin/getty --noclear console 115200 linux\n"
@@ -101,6 +98,11 @@ class System:
         return f"{self.init}-{self.network}"
 
     @property
+    def image(self) -> str:
+        """Which root it has: rc.local is a way to start programs on a Debian with sysvinit."""
+        return "sysvinit-ifupdown" if self.start_up is RC_LOCAL else self.name
+
+    @property
     def has_systemd(self) -> bool:
         return self.start_up is SYSTEMD
 
@@ -144,7 +146,6 @@ SYSTEMS = (
         resolv_conf=RESOLVED,
     ),
     System("sysvinit", "ifupdown", SYSV, WITH_SYSV, IFUPDOWN),
-    System("rc.local", "ifupdown", RC_LOCAL, WITH_SYSV, IFUPDOWN),
     System(
         "OpenRC",
         "ifupdown",
@@ -152,6 +153,7 @@ SYSTEMS = (
         ("ifupdown", "initscripts", "openrc", "sysvinit-core"),
         IFUPDOWN,
     ),
+    System("rc.local", "ifupdown", RC_LOCAL, WITH_SYSV, IFUPDOWN),
 )
 
 
@@ -169,19 +171,26 @@ def golden_root(system: System) -> Path:
     """The root of one system."""
     packages = sorted({*EVERYWHERE, *system.packages})
     versions = package_versions(*packages)
-    recipe = (_configure.__code__.co_code, MOUNT_ISO, NO_TERMINALS, CONSOLE, USER)
+    recipe = (inspect.getsource(_configure), NO_TERMINALS, CONSOLE, USER, MERGED_USR)
     made_of = repr((packages, versions, system.units, sorted(system.files.items()), recipe))
-    root = cache_directory() / f"system-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+    name = f"system-{system.image}"
+    root = cache_directory() / f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     root.parent.mkdir(parents=True, exist_ok=True)
-    with locked(root.with_name(f"{root.name}.lock")):
-        part = root.with_name(f"{root.name}.part")
-        if part.exists():  # an interrupted making has left it
-            shutil.rmtree(part)
+    with locked(root.with_name(f"{name}.lock")):
         if not root.exists():
-            install_debian(part, packages)
-            _configure(part, system)
-            part.rename(root)
+            _make_root(root, root.with_name(f"{name}.part"), system, packages)
     return root
+
+
+def _make_root(root: Path, part: Path, system: System, packages: Sequence[str]) -> None:
+    """Whatever an interrupted making has left, and roots of older packages, are removed."""
+    if part.exists():
+        shutil.rmtree(part)
+    install_debian(part, packages, MERGED_USR)
+    _configure(part, system)
+    for older in root.parent.glob(f"system-{system.image}-*"):
+        shutil.rmtree(older)
+    part.rename(root)
 
 
 def install(root: Path, system: System) -> None:
@@ -202,9 +211,6 @@ def install(root: Path, system: System) -> None:
 
 def _configure(root: Path, system: System) -> None:
     """What an installer would have done, and what only a container needs."""
-    helper = root / "usr/sbin/mount.iso9660"
-    helper.write_text(MOUNT_ISO)
-    helper.chmod(0o755)
     for name, text in {"etc/hostname": "golden\n", **system.files}.items():
         (root / name).write_text(text)
     run_tool("chroot", root, "useradd", "--create-home", "--shell=/bin/sh", USER)

@@ -33,6 +33,12 @@ mkdir /dev/virtio-ports
 ln -s /hardware/port /dev/virtio-ports/org.provisiond.0
 exec /sbin/init
 """
+# What mount asks in place of the kernel: the one below a container may know no ISO 9660.
+MOUNT_ISO = """\
+#!/bin/sh
+# mount -t iso9660 DEVICE FOLDER, with the options that mount was given
+exec fuseiso "$1" "$2" -o "$4"
+"""
 
 
 class Hardware:

@@ -19,7 +19,7 @@ from tests.guest.machine import MACS
 from tests.lab.fixtures import TMPFS
 from tests.service.container import BOOT_SECONDS, Container, in_namespaces, spawned
 from tests.systems.golden import System, install
-from tests.systems.hardware import Hardware
+from tests.systems.hardware import MOUNT_ISO, Hardware
 
 STREET = (
     "10.0.0.1/24 dev street0",
@@ -62,6 +62,9 @@ class Machine:
         self._golden = golden
         self._boots = 0
         install(folder / "upper", system)
+        helper = folder / "upper/usr/sbin/mount.iso9660"
+        helper.write_text(MOUNT_ISO)
+        helper.chmod(0o755)
 
     @contextmanager
     def booted(self) -> Iterator["Boot"]:

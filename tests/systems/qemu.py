@@ -16,6 +16,7 @@ MODULES = (
     "virtio_scsi",
     "virtio_net",
     "virtio_rng",
+    "sd_mod",
     "sr_mod",
     "isofs",
     "ext4",

@@ -2,7 +2,9 @@
 
 import asyncio
 import tempfile
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tests.lab.domain import Guest, template_xml
 from tests.lab.embed import lab_folder
 from tests.lab.fixtures import TMPFS
 from tests.lab.program import Lab
+from tests.systems.conftest import NewRow
 from tests.systems.golden import SYSTEMS
 from tests.systems.qemu import make_image
 
@@ -45,8 +48,9 @@ async def check_network(console: Console) -> None:
 
 
 async def test_a_debian_is_made_and_provisioned_by_one_request_and_keeps_its_network(
-    guest_daemon: Daemon, lab: Lab, disk_guest_files: DiskGuestFiles, image: Path
+    guest_daemon: Daemon, lab: Lab, disk_guest_files: DiskGuestFiles, image: Path, new_row: NewRow
 ) -> None:
+    row = new_row(f"{SYSTEM.init} in QEMU", SYSTEM.network)
     model = Guest("any", memory_mib=MEMORY_MIB)
     template = template_xml(model, files=disk_guest_files.boot, folder=lab_folder(lab.root))
     guest_daemon.template_dir.mkdir()
@@ -61,6 +65,9 @@ async def test_a_debian_is_made_and_provisioned_by_one_request_and_keeps_its_net
     job = await run_job(guest_daemon, body | {"create": {"base": "debian", "template": "default"}})
     assert [event["state"] for event in job["history"]] == STORY
     assert job["proof"]["iso_overwritten_and_unlinked"] is True
+    at = {event["state"]: datetime.fromisoformat(event["at"]) for event in job["history"]}
+    row.booted = (at["ISO_ATTACHED"] - at["DOMAIN_STARTED"]).total_seconds()
+    row.configured = (at["GUEST_CONFIGURED"] - at["ISO_ATTACHED"]).total_seconds()
 
     terminal = lab.running("web1").shell
     with pytest.raises(PermissionError):
@@ -72,8 +79,11 @@ async def test_a_debian_is_made_and_provisioned_by_one_request_and_keeps_its_net
             assert "/dev/vda / ext4 rw" in await told(console, "grep ' / ' /proc/mounts")
             await check_network(console)
             before = await told(console, "cat /proc/sys/kernel/random/boot_id")
+            started = time.monotonic()
             await console.order("reboot")
         async with logged_in(terminal, user="root", password=PASSWORD) as console:
+            row.second_boot = time.monotonic() - started
             assert await told(console, "cat /proc/sys/kernel/random/boot_id") != before
             assert (await told(console, "hostname")).strip() == "web1"
             await check_network(console)
+    row.passed = True

@@ -15,7 +15,7 @@ from provisiond.iso.image import build_image
 from provisiond.iso.tree import Identity, build_tree
 from provisiond.password import hash_password
 from tests.guest.machine import INSTANCE, LOG_FILE, MACS, NONCE, STATE_FILE
-from tests.systems.conftest import Row
+from tests.systems.conftest import NewRow
 from tests.systems.golden import SYSTEMS, USER, StartUp, System
 from tests.systems.machine import Boot, installed
 
@@ -84,8 +84,9 @@ def write_iso(path: Path, password_hash: SecretStr) -> Path:
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=[system.name for system in SYSTEMS])
 def test_a_late_disk_configures_it_and_the_next_boot_needs_no_disk(
-    system: System, golden: dict[str, Path], tmp_path: Path, row: Row
+    system: System, golden: dict[str, Path], tmp_path: Path, new_row: NewRow
 ) -> None:
+    row = new_row(system.init, system.network)
     password_hash = hash_password(SecretStr("correct horse"))
     iso = write_iso(tmp_path / "config.iso", password_hash)
     with installed(system, golden[system.name]) as machine:
