@@ -162,9 +162,9 @@ def build(
     course: Course,
     shown: Shown,
 ) -> None:
-    """Build a golden image: what is left of init, update, precheck, build, bake, verify, register.
+    """Build a golden image, phase by phase.
 
-    Each phase that ends is recorded: the next run goes on after it. The folder has the image, the
+    Done is what is left of init, update, precheck, build, bake, verify and register. Each phase that ends is recorded: the next run goes on after it. The folder has the image, the
     recipe and a log a phase. A build that is killed leaves no mounts.
     """
     with (

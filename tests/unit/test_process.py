@@ -32,6 +32,17 @@ async def test_what_a_program_says_comes_back() -> None:
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, b"in", b"err\n")
 
 
+async def test_what_it_says_on_stderr_comes_in_its_place_where_that_is_asked_for() -> None:
+    heard: list[str] = []
+    script = "echo one; echo two >&2; echo three; exit 3"
+    finished = await run(["sh", "-c", script], hear=heard.append, with_stderr=True, check=False)
+    assert heard == ["one", "two", "three"]
+    assert (finished.returncode, finished.stdout, finished.stderr) == (3, b"", b"")
+    assert (await run(["sh", "-c", script], with_stderr=True, check=False)).stdout == (
+        b"one\ntwo\nthree\n"
+    )
+
+
 async def test_a_program_without_input_reads_its_end_at_once() -> None:
     async with asyncio.timeout(SOON):
         assert (await run(["cat"])).stdout == b""
