@@ -63,7 +63,7 @@ def verify(
     ] = _WORDS,
     as_json: Json = False,
 ) -> None:
-    """Boot a guest of an image, provision it for real, log in, and throw it away.
+    """Provision a throw-away guest of an image for real, and log in.
 
     The image is never written. It has to be root that asks: the guest and a provisiond for it run
     in namespaces of their own. Exit status 1: the guest did not become what it was to become.
@@ -87,9 +87,9 @@ def verify(
 
 
 def describe(image: ImageFile, *, disk_format: ImageFormat = None, as_json: Json = False) -> None:
-    """Write down beside an image what it is made of, which goes with it through an import.
+    """Write down beside an image what it is made of.
 
-    Its system, the guest's script and the packages are read out of it; it is not booted.
+    That goes with it through an import. Its system, the guest's script and the packages are read out of it; it is not booted.
     """
     console = new_console(stderr=True)
     with explained(as_json=as_json):
