@@ -84,7 +84,8 @@ def extract(
 ) -> None:
     """Take kernel, initrd and root out of an image.
 
-    It is neither booted nor mounted. Each appears whole or not at all. The root is for root alone to ask for: its files have owners.
+    It is neither booted nor mounted. Each appears whole or not at all. The root is for root
+    alone to ask for: its files have owners.
     """
     if kernel is None and initrd is None and rootfs is None:
         raise typer.BadParameter("say what: --kernel, --initrd, --rootfs")

@@ -164,8 +164,9 @@ def build(
 ) -> None:
     """Build a golden image, phase by phase.
 
-    Done is what is left of init, update, precheck, build, bake, verify and register. Each phase that ends is recorded: the next run goes on after it. The folder has the image, the
-    recipe and a log a phase. A build that is killed leaves no mounts.
+    Done is what is left of init, update, precheck, build, bake, verify and register. Each phase
+    that ends is recorded: the next run goes on after it. The folder has the image, the recipe
+    and a log a phase. A build that is killed leaves no mounts.
     """
     with (
         explained(as_json=shown.as_json),

@@ -89,7 +89,8 @@ def verify(
 def describe(image: ImageFile, *, disk_format: ImageFormat = None, as_json: Json = False) -> None:
     """Write down beside an image what it is made of.
 
-    That goes with it through an import. Its system, the guest's script and the packages are read out of it; it is not booted.
+    That goes with it through an import. Its system, the guest's script and the packages are
+    read out of it; it is not booted.
     """
     console = new_console(stderr=True)
     with explained(as_json=as_json):
