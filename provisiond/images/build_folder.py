@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from provisiond.api.message import Message
 from provisiond.disk.folder import sync, write_whole
 from provisiond.errors import BuildBusy, BuildFailed, RecipeRefused, StateUnwritable
+from provisiond.images import loop_devices
 from provisiond.images.phases import ORDER, Phase, after
 from provisiond.images.recipe import Recipe, parse_recipe
 from provisiond.images.steps import Result
@@ -123,7 +124,8 @@ class BuildFolder:
     def clear_work(self) -> None:
         """Make `work` an empty folder that nobody else may enter.
 
-        Raises BuildFailed where something is mounted in it: nothing is removed then.
+        Loop devices over files in it are detached. Raises BuildFailed where something is mounted in
+        it: nothing is removed then.
         """
         if mounted := mounts_below(self.work, Path("/proc/self/mountinfo").read_text()):
             raise BuildFailed(
@@ -131,6 +133,7 @@ class BuildFolder:
                 hint=f"Look who needs it, then: umount {mounted[0]}",
             )
         if self.work.exists():
+            loop_devices.detach_below(self.work.resolve())
             shutil.rmtree(self.work)
         self.work.mkdir(mode=0o700)
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from provisiond.errors import BuildFailed
+from provisiond.errors import BuildFailed, NotPermitted
 from provisiond.images.build_folder import BuildFolder
 from provisiond.process import run
 
@@ -28,8 +28,10 @@ async def run_confined(
 ) -> None:
     """Run a program in namespaces of its own, in the folder's `work`; `said` gets what it says.
 
-    Its environment is `environment` and the usual alone. Raises BuildFailed with its last words.
+    Its environment is `environment` and the usual alone. Raises NotPermitted where this is not
+    root, and BuildFailed with its last words.
     """
+    require_root(str(argv[0]))
     words = confined_argv(argv, folder=folder, environment=environment or {})
     await run_said(words, name=str(argv[0]), said=said)
 
@@ -52,6 +54,15 @@ async def run_said(argv: Sequence[str | Path], *, name: str, said: Callable[[str
     if finished.returncode != 0:
         last = "; ".join(tail) or "it said nothing"
         raise BuildFailed(f"{name} ended with status {finished.returncode}: {last}")
+
+
+def require_root(what: str) -> None:
+    """Raises NotPermitted for everybody else."""
+    if os.geteuid() != 0:
+        raise NotPermitted(
+            f"{what} needs root: it makes mounts and files of other owners",
+            hint="Ask again as root, or build on another machine with --on.",
+        )
 
 
 def confined_argv(

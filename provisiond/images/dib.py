@@ -1,8 +1,8 @@
 """Images by diskimage-builder, with the element that comes with provisiond.
 
 diskimage-builder makes the root as a tar archive, and bootable_disk.py the disk of it: so neither
-the device mapper nor GRUB's own probing of devices is needed. What it mounts and the loop device it
-takes belong to its namespaces; a loop device is let go of with its last user.
+the device mapper nor GRUB's own probing of devices is needed. What it mounts ends with its
+namespaces; the loop device that it takes, after a kill, by the next run.
 """
 
 import shutil
@@ -20,13 +20,12 @@ from provisiond.images.bootable_disk import (
     write_disk,
 )
 from provisiond.images.build_folder import BuildFolder
-from provisiond.images.confined import USUAL_PATH, run_confined, run_said
+from provisiond.images.confined import USUAL_PATH, require_root, run_confined, run_said
 from provisiond.images.debian_tree import forget_identity
 from provisiond.images.download import download
 from provisiond.images.readiness import (
     COMMON_TOOLS,
     is_at_least,
-    require_root,
     require_space,
     require_tools,
     version_of,

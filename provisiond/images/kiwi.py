@@ -7,11 +7,10 @@ from pathlib import Path
 from provisiond.errors import BuildFailed, NotReady
 from provisiond.images.agent_files import InitSystem, read_agent
 from provisiond.images.build_folder import BuildFolder
-from provisiond.images.confined import run_confined
+from provisiond.images.confined import require_root, run_confined
 from provisiond.images.readiness import (
     COMMON_TOOLS,
     is_at_least,
-    require_root,
     require_space,
     require_tools,
     version_of,

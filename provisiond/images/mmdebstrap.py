@@ -15,12 +15,11 @@ from provisiond.images.bootable_disk import (
     write_disk,
 )
 from provisiond.images.build_folder import BuildFolder
-from provisiond.images.confined import run_confined
+from provisiond.images.confined import require_root, run_confined
 from provisiond.images.debian_tree import configure, packages_of
 from provisiond.images.readiness import (
     COMMON_TOOLS,
     is_at_least,
-    require_root,
     require_space,
     require_tools,
     version_of,

@@ -1,12 +1,11 @@
 """What every builder looks at before it starts: tools, rights, room."""
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from provisiond.disk.folder import require_room
-from provisiond.errors import NotPermitted, ToolMissing
+from provisiond.errors import ToolMissing
 from provisiond.process import require_tool, run
 
 # What every builder here needs beside its own: program → Debian's package.
@@ -40,15 +39,6 @@ async def version_of(argv: Iterable[str | Path]) -> str:
     said = (finished.stdout + finished.stderr).decode(errors="replace")
     found = re.search(r"\d+(?:\.\d+)+", said)
     return found[0] if found else ""
-
-
-def require_root(what: str) -> None:
-    """Raises NotPermitted for everybody else."""
-    if os.geteuid() != 0:
-        raise NotPermitted(
-            f"{what} needs root: it makes mounts and files of other owners",
-            hint="Ask again as root, or build on another machine with --on.",
-        )
 
 
 def require_space(folder: Path, wanted: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 from provisiond.errors import BuildBusy, BuildFailed
 from provisiond.images.build_folder import BuildFolder, opened
 from provisiond.images.confined import run_confined
+from provisiond.process import run
 from tests.images.test_phases import ended_within
 
 SOON = 60  # seconds; far more than any of this takes
@@ -159,3 +160,25 @@ async def test_a_cancelled_build_leaves_nothing(tmp_path: Path) -> None:
     assert len(left) >= 3
     assert all(ended_within(pid, SOON) for pid in left)
     assert os.path.ismount(tmp_path / "work" / "mounted") is False
+
+
+async def test_who_is_not_root_is_told_so(tmp_path: Path) -> None:
+    script = """
+import asyncio, sys
+from pathlib import Path
+from provisiond.errors import NotPermitted
+from provisiond.images.build_folder import opened
+from provisiond.images.confined import run_confined
+with opened(Path(sys.argv[1])) as folder:
+    try:
+        asyncio.run(run_confined(["true"], folder=folder, said=print))
+    except NotPermitted as error:
+        print(error.message, error.hint)
+"""
+    tmp_path.chmod(0o777)
+    for folder in tmp_path.parents[:2]:
+        folder.chmod(0o755)
+    setpriv = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    ended = await run([*setpriv, sys.executable, "-c", script, tmp_path])
+    assert ended.stdout.startswith(b"true needs root")
+    assert b"--on" in ended.stdout

@@ -251,6 +251,33 @@ with opened(Path(sys.argv[1])) as folder:
     assert (precious / "file").read_text() == "kept"
 
 
+def test_a_loop_device_over_a_file_in_the_work_folder_is_detached(tmp_path: Path) -> None:
+    """diskimage-builder takes one, and a kill leaves it; this one is removed as well."""
+    with in_new(tmp_path) as folder:
+        folder.clear_work()
+        files = [folder.work / "image", tmp_path / "not-ours"]
+        for file in files:
+            file.write_bytes(bytes(2**20))
+        devices = [attach(file) for file in files]
+        try:
+            files[0].unlink()
+            folder.clear_work()
+            assert not backing_file(devices[0]).exists()
+            assert backing_file(devices[1]).read_text().strip() == str(files[1])
+        finally:
+            subprocess.run(["losetup", "--detach", devices[1]], check=True)
+
+
+def attach(file: Path) -> str:
+    """The loop device that has the file from now on."""
+    argv = ["losetup", "--find", "--show", str(file)]
+    return subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+def backing_file(device: str) -> Path:
+    return Path("/sys/block", Path(device).name, "loop/backing_file")
+
+
 def ended_within(pid: int, seconds: float) -> bool:
     """Whether the process has ended before so many seconds are over."""
     try:
