@@ -107,10 +107,10 @@ def expected(layout: str) -> dict[str, tuple[int, int, int, bytes]]:
         "sysv-insserv": {
             "/etc/init.d/provision-guest": file(SCRIPT, init),
             "/etc/init.d/.depend.start": file(
-                TEXT, b"TARGETS = rsyslog cron provision-guest\nINTERACTIVE =\ncron: rsyslog\n"
+                TEXT, b"TARGETS = provision-guest rsyslog cron\nINTERACTIVE =\ncron: rsyslog\n"
             ),
             "/etc/init.d/.depend.stop": file(
-                TEXT, b"TARGETS = sendsigs umountfs provision-guest\numountfs: sendsigs\n"
+                TEXT, b"TARGETS = provision-guest sendsigs umountfs\numountfs: sendsigs\n"
             ),
             **_levels("/etc/rc{}.d", "01", "01"),
         },
