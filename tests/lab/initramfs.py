@@ -30,6 +30,7 @@ STEPS = (
     "password",
     "ssh-keys",
     "timezone",
+    "identity",
     "verify",
 )
 
