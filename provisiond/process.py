@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import ctypes
 import logging
 import os
 import re
@@ -25,6 +26,7 @@ MIB = 1024 * 1024
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 # A program cannot open it as /proc/PID/fd/N of ours: this process is closed to others.
 _OWN_DESCRIPTOR = re.compile(r"/proc/self/fd/([0-9]+)")
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 STDERR_TAIL = 2000  # characters of a failed tool's own words that go into the error
 
 log = logging.getLogger(__name__)
@@ -91,19 +93,34 @@ async def run(
 
 
 @asynccontextmanager
-async def running(argv: Sequence[str | Path]) -> AsyncIterator[Process]:
-    """A running program, its stdout and stderr in one stream; it is killed when the block is left.
+async def running(argv: Sequence[str | Path], *, talked_to: bool = False) -> AsyncIterator[Process]:
+    """A running program, its stdout and stderr in one stream; it is killed when the block is left,
+    and by the kernel when this process ends in any other way.
 
-    Open files of ours are handed to it as `run` does. An absent program is ToolFailed.
+    `talked_to`: its stdin is a pipe. Open files of ours are handed to it as `run` does. An absent
+    program is ToolFailed.
     """
-    async with _started(argv, stdin=DEVNULL, stderr=STDOUT) as process:
+    stdin = PIPE if talked_to else DEVNULL
+    async with _started(argv, stdin=stdin, stderr=STDOUT, before=_end_with(os.getpid())) as process:
         yield process
+
+
+def _end_with(parent: int) -> Callable[[], None]:
+    """What a new process does so that the kernel kills it when our thread that made it ends."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def end_with_parent() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it had ended before
+            os._exit(1)
+
+    return end_with_parent
 
 
 @asynccontextmanager
 async def output_of(argv: Sequence[str | Path]) -> AsyncIterator[asyncio.StreamReader]:
     """A running program's stdout and stderr in one stream; it is killed when the block is left."""
-    async with running(argv) as process:
+    async with _started(argv, stdin=DEVNULL, stderr=STDOUT) as process:
         yield _open(process.stdout)
 
 
@@ -196,7 +213,11 @@ def _not_started(words: list[str], error: OSError) -> ToolFailed:
 
 @asynccontextmanager
 async def _started(
-    argv: Sequence[str | Path], *, stdin: int, stderr: int
+    argv: Sequence[str | Path],
+    *,
+    stdin: int,
+    stderr: int,
+    before: Callable[[], None] | None = None,
 ) -> AsyncIterator[Process]:
     """The program in a session of its own; when the block is left nothing of it goes on."""
     words = _logged(argv)
@@ -209,6 +230,7 @@ async def _started(
             stderr=stderr,
             start_new_session=True,
             pass_fds=handed,
+            preexec_fn=before,
         )
     )
     try:

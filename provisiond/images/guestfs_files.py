@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path, PurePosixPath
@@ -19,16 +20,12 @@ from provisiond.disk.folder import explained
 from provisiond.disk.inspection import inspect
 from provisiond.errors import ImageRefused, ToolFailed
 from provisiond.images.file_tree import ROOT, Entry, Kind, is_root
-from provisiond.process import MIB, require_tool, run, running
+from provisiond.process import MIB, require_tool, running
 
 _SETTINGS = "LIBGUESTFS_BACKEND_SETTINGS"
 _ROOTS = ("ext2", "ext3", "ext4", "xfs", "btrfs")
 _KINDS = {0o04: Kind.FOLDER, 0o10: Kind.FILE, 0o12: Kind.LINK}
 _LABEL = "security.selinux"
-
-
-class _SessionEnded(ToolFailed):
-    """A command failed, and with it guestfish's session: what it said of that is to be read."""
 
 
 @asynccontextmanager
@@ -42,44 +39,21 @@ async def guestfs_root(
     """
     require_tool("guestfish", package="guestfish")
     inspect(image, disk_format=disk_format)
-    argv = [*environment(), "guestfish", "--listen"]
-    async with running(argv) as server:
-        tree = GuestfsFiles(await _session(server))
-        try:
-            await tree.ask(
-                "add-drive",
-                image.absolute(),
-                f"format:{QEMU_NAMES[disk_format]}",
-                f"readonly:{'false' if writable else 'true'}",
-            )
-            await tree.ask("run")
-            await tree.mount(writable=writable)
-            yield tree
-            if writable:
-                await tree.ask("shutdown")  # tells of what could not be written
-        except _SessionEnded as error:
-            words = await _last_words(server)
-            raise ToolFailed(
-                f"{error.message}: {words}", hint="libguestfs-test-tool says whether it works here."
-            ) from error
-        finally:
-            await asyncio.shield(run([*tree.argv, "exit"], check=False))
-
-
-async def _session(server: asyncio.subprocess.Process) -> str:
-    """It leaves a process behind that takes requests, and says which."""
-    if server.stdout is None:
-        raise RuntimeError("the stream was not asked for as a pipe")
-    said = (await server.stdout.readline()).decode(errors="replace")
-    if found := re.match(r"GUESTFISH_PID=(\d+);", said):
-        return found[1]
-    raise ToolFailed(f"guestfish does not start: {said.strip()}")
-
-
-async def _last_words(server: asyncio.subprocess.Process) -> str:
-    """What the session has said of a failure, by which it has ended."""
-    said = b"" if server.stdout is None else await server.stdout.read(65536)
-    return said.decode(errors="replace").strip()[-1000:]
+    # Line by line: it would keep what it says until it has said much.
+    argv = [*environment(), *("stdbuf", "--output=L"), "guestfish"]
+    async with running(argv, talked_to=True) as session:
+        tree = GuestfsFiles(session)
+        await tree.ask(
+            "add-drive",
+            image.absolute(),
+            f"format:{QEMU_NAMES[disk_format]}",
+            f"readonly:{'false' if writable else 'true'}",
+        )
+        await tree.ask("run")
+        await tree.mount(writable=writable)
+        yield tree
+        if writable:
+            await tree.ask("shutdown")  # tells of what could not be written
 
 
 def environment() -> Sequence[str]:
@@ -92,8 +66,9 @@ class GuestfsFiles:
     """The files of a root that libguestfs has mounted; see FileTree. It follows no link outwards:
     to its programs the image's root is their own."""
 
-    def __init__(self, session: str) -> None:
-        self.argv = ["guestfish", f"--remote={session}"]
+    def __init__(self, session: asyncio.subprocess.Process) -> None:
+        self._session = session
+        self._mark = uuid.uuid4().hex
 
     async def mount(self, *, writable: bool) -> None:
         """Find the one root, check it and mount all that belongs to it."""
@@ -101,14 +76,15 @@ class GuestfsFiles:
         # It calls no root what has no fstab; where it finds none, a look at each tells.
         roots = roots or [device for device in await self._devices() if await self._is_root(device)]
         if len(roots) != 1:
-            found = "no root file system" if not roots else f"{len(roots)} root file systems"
+            count = "no root file system" if not roots else f"{len(roots)} root file systems"
             raise ImageRefused(
-                f"libguestfs finds {found} in the disk", hint="Make an image of one system."
+                f"libguestfs finds {count} in the disk", hint="Make an image of one system."
             )
         await self._check(roots[0])
         told = await self._try("inspect-get-mountpoints", roots[0])
         lines = told.decode(errors="replace").splitlines()
-        points = dict(line.partition(": ")[::2] for line in lines if ": " in line)
+        found = (line.partition(": ")[::2] for line in lines)
+        points = {point: device for point, device in found if point[:1] == device[:1] == "/"}
         for point, device in sorted({"/": roots[0], **points}.items()):
             await self.ask("mount" if writable else "mount-ro", device, point)
 
@@ -186,7 +162,8 @@ class GuestfsFiles:
     async def label(self, path: PurePosixPath) -> str | None:
         """The SELinux label of a path, None where it has none."""
         told = await self._try("lgetxattr", path, _LABEL)
-        return told.decode(errors="replace").strip("\0\n") or None
+        label = told.decode(errors="replace").strip("\0\n")
+        return label if re.fullmatch(r"\w+:\w+:\w+(:[\w:.,-]+)?", label) else None
 
     # ------------------------------------------------------------ write
     async def make_folder(self, folder: PurePosixPath, *, mode: int) -> None:
@@ -235,12 +212,37 @@ class GuestfsFiles:
 
     async def ask(self, *words: str | Path | PurePosixPath) -> bytes:
         """What one of guestfish's commands says. Where it fails the session ends: ToolFailed."""
-        argv = [*self.argv, "--", *(str(word) for word in words)]
-        finished = await run(argv, check=False, limit_output=4 * MIB)
-        if finished.returncode != 0:
-            raise _SessionEnded(f"guestfish {' '.join(str(word) for word in words)[:200]} failed")
-        return finished.stdout
+        stdin, stdout = self._session.stdin, self._session.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("the streams were not asked for as pipes")
+        command, *arguments = (str(word) for word in words)
+        line = " ".join([command, *(_quoted(word) for word in arguments)])
+        stdin.write(f"{line}\necho {self._mark}\n".encode(errors="surrogateescape"))
+        said, end = b"", f"{self._mark}\n".encode()
+        while not said.endswith(end):
+            piece = await stdout.read(65536)
+            said += piece
+            if not piece or len(said) > 4 * MIB:
+                told = said.decode(errors="replace").strip()[-1000:]
+                raise ToolFailed(
+                    f"guestfish {command} failed: {told}",
+                    hint="libguestfs-test-tool says whether libguestfs works here.",
+                )
+        return said.removesuffix(end)
 
     async def _try(self, command: str, *words: str | Path | PurePosixPath) -> bytes:
-        """What a command says that may fail: then nothing, and the session goes on."""
+        """What a command says that may fail: then it says why, and the session goes on."""
         return await self.ask(f"-{command}", *words)
+
+
+def _quoted(word: str) -> str:
+    """A word as guestfish's parser takes it: whatever is no plain character as its octal number."""
+    return '"' + "".join(one if _is_plain(one) else _octal(one) for one in word) + '"'
+
+
+def _is_plain(character: str) -> bool:
+    return (character.isascii() and character.isalnum()) or character in "/._-:=+@"
+
+
+def _octal(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in character.encode(errors="surrogateescape"))

@@ -145,5 +145,6 @@ def own_mounts_argv() -> Sequence[str]:
         *("unshare", "--mount", "--propagation", "private"),
         # Who is not root is root in a user namespace, which is all that a FUSE mount needs.
         *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]),
+        # For the owner of a new user namespace the kernel forgets with whom it shall end.
         *("setpriv", "--pdeathsig", "KILL"),
     ]

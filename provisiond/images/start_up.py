@@ -112,7 +112,7 @@ def with_target(makefile: str) -> bytes:
 
     def add(line: re.Match[str]) -> str:
         names = line[2].split()
-        return line[1] + " ".join([*names, *([] if NAME in names else [NAME])])
+        return line[1] + " ".join(names if NAME in names else [NAME, *names])
 
     changed, count = re.subn(r"^(TARGETS = ?)(.*)$", add, makefile, count=1, flags=re.MULTILINE)
     if not count:

@@ -28,7 +28,7 @@ from pathlib import Path
 from provisiond.api.client import ProvisiondClient
 from provisiond.disk.folder import write_whole
 from provisiond.disk.manifest import Manifest
-from provisiond.errors import NotPermitted, SettingsError, ToolFailed
+from provisiond.errors import NotPermitted, ProvisionError, SettingsError, ToolFailed
 from provisiond.plan import bases_folder
 from provisiond.process import output_of, require_tool, run, run_as_init
 from provisiond.virt.kvm import QEMU
@@ -103,7 +103,7 @@ class ThrowAwayHost:
             path.mkdir(parents=True)
         (self._libvirt / "etc").mkdir(parents=True)
         (self._libvirt / "etc/qemu.conf").write_text(_QEMU_CONF)
-        _copy_missing(_kept_capabilities(), self._capabilities)
+        _copy_changed(_kept_capabilities(), self._capabilities)
         (self.templates / "default.xml").write_text(template)
         self._base(manifest).touch(mode=0o444)
         self._base(manifest).with_suffix(".json").write_bytes(manifest.to_json())
@@ -126,8 +126,8 @@ class ThrowAwayHost:
 
     def keep_capabilities(self) -> None:
         """For the next host: what libvirt has found out about QEMU, which took it seconds."""
-        with suppress(OSError):
-            _copy_missing(self._capabilities, _kept_capabilities())
+        with suppress(OSError, ProvisionError):  # then it takes the next one as long
+            _copy_changed(self._capabilities, _kept_capabilities())
 
     # ------------------------------------------------------------ inside
     async def mount(self, image: Path, base: str) -> None:
@@ -187,12 +187,12 @@ def _kept_capabilities() -> Path:
     return cache / "provisiond/libvirt-capabilities"
 
 
-def _copy_missing(source: Path, destination: Path) -> None:
+def _copy_changed(source: Path, destination: Path) -> None:
     destination.mkdir(parents=True, exist_ok=True)
     for path in source.glob("*.xml"):
-        place = destination / path.name
-        if not place.exists():
-            write_whole(place, path.read_bytes(), part=place.with_suffix(f".{os.getpid()}.part"))
+        place, content = destination / path.name, path.read_bytes()
+        if not place.exists() or place.read_bytes() != content:
+            write_whole(place, content, part=place.with_suffix(f".{os.getpid()}.part"))
 
 
 def _argv(

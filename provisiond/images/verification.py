@@ -35,6 +35,7 @@ from provisiond.virt.kvm import PROBE_SECONDS, host_kernel, probe_kvm
 
 _ATTACH_SECONDS = 120.0  # a busy host's guest may be slow
 _MOST_VCPUS = 2
+_PICTURE_SECONDS = 30.0
 
 Said = Callable[[str], None]
 
@@ -201,9 +202,10 @@ async def _picture(
     if screenshot is None:
         return
     try:
-        png = await monitor.screen(host.folder / "screen.ppm")
+        async with asyncio.timeout(_PICTURE_SECONDS):
+            png = await monitor.screen(host.folder / "screen.ppm")
         part = screenshot.with_name(f"{screenshot.name}.part")
         await asyncio.to_thread(write_whole, screenshot, png, part=part)
         said(f"a picture of its screen: {screenshot}")
-    except (ProvisionError, OSError) as error:
-        said(f"no picture of its screen: {error}")
+    except (ProvisionError, OSError) as error:  # TimeoutError is one
+        said(f"no picture of its screen: {str(error) or 'QEMU does not answer'}")

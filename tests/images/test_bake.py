@@ -1,6 +1,7 @@
 """provisionctl image bake's work, on real images with real tools."""
 
 import os
+import select
 import stat
 import subprocess
 import sys
@@ -107,10 +108,10 @@ def expected(layout: str) -> dict[str, tuple[int, int, int, bytes]]:
         "sysv-insserv": {
             "/etc/init.d/provision-guest": file(SCRIPT, init),
             "/etc/init.d/.depend.start": file(
-                TEXT, b"TARGETS = rsyslog cron provision-guest\nINTERACTIVE =\ncron: rsyslog\n"
+                TEXT, b"TARGETS = provision-guest rsyslog cron\nINTERACTIVE =\ncron: rsyslog\n"
             ),
             "/etc/init.d/.depend.stop": file(
-                TEXT, b"TARGETS = sendsigs umountfs provision-guest\numountfs: sendsigs\n"
+                TEXT, b"TARGETS = provision-guest sendsigs umountfs\numountfs: sendsigs\n"
             ),
             **_levels("/etc/rc{}.d", "01", "01"),
         },
@@ -347,6 +348,14 @@ async def test_an_image_that_a_guest_has_is_refused(
     await baked(image, disk_format)
 
 
+async def test_an_image_that_any_program_may_write_to_is_refused(
+    tmp_path: Path, tree: Path
+) -> None:
+    image = make_golden(tmp_path / "a", tree)
+    with image.open("r+b"), pytest.raises(ImageBusy, match="open for writing"):
+        await baked(image)  # tapdisk and loop devices do not know of QEMU's lock
+
+
 async def test_an_image_that_a_guest_only_reads_is_refused_too(tmp_path: Path, tree: Path) -> None:
     image = make_golden(tmp_path / "a", tree)
     with reading_guest(image), pytest.raises(ImageBusy, match="QEMU"):
@@ -434,9 +443,22 @@ async def test_a_bake_that_is_killed_leaves_the_image_as_it_was(
         kill_a_bake(image, disk_format, lines=lines)
         assert image.read_bytes() == before
         assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+        assert_all_end(naming=tmp_path)
     await baked(image, disk_format)
     assert WANTS in snapshot(image, tmp_path, disk_format=disk_format)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".a")] == []
+
+
+def assert_all_end(*, naming: Path) -> None:
+    """Every program that has the folder in its command line ends by itself."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words, handle = (process / "cmdline").read_bytes(), os.pidfd_open(int(process.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if os.fsencode(naming) in words and int(process.name) != os.getpid():
+            assert select.select([handle], [], [], 60)[0], words
+        os.close(handle)
 
 
 def kill_a_bake(image: Path, disk_format: DiskFormat, *, lines: int) -> None:

@@ -190,6 +190,13 @@ async def test_an_image_that_names_other_files_is_refused(
     assert "error: image_refused" in said.err
 
 
+async def test_words_that_do_not_go_together_are_wrong_usage(verifying: Verifying) -> None:
+    image = verifying.files.image
+    for words in ((image,), (image, "--format", "raw", "--initrd", image)):
+        said = await verifying.command.run("image", "verify", *words)
+        assert said.status == 2, said
+
+
 # ---------------------------------------------------------------- what is told
 def test_the_password_is_in_no_word_of_the_guest_that_is_told(tmp_path: Path) -> None:
     log = tmp_path / "console.log"

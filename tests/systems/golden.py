@@ -141,7 +141,7 @@ SYSTEMS = (
         "netplan",
         SYSTEMD,
         (*WITH_SYSTEMD, "netplan.io", "systemd-resolved"),
-        NETWORKD,
+        ("etc/netplan/90-provision.yaml",),
         files={"etc/netplan/50-golden.yaml": NETPLAN},
         resolv_conf=RESOLVED,
     ),
