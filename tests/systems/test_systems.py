@@ -35,7 +35,6 @@ ROUTES = {
     },
     "eth1": {("192.168.8.0/24", "192.168.7.1")},
 }
-PID_FILE = "/run/provision-guest.pid"
 MTU = {"eth0": 1400, "eth1": 1500}
 SERVERS = ["10.0.0.1", "fd00::53"]
 
@@ -128,7 +127,7 @@ def check_control(boot: Boot, start_up: StartUp) -> None:
     assert boot.succeeds(start_up.status)
     assert boot.succeeds(start_up.stop)
     assert not boot.succeeds(start_up.status)
-    assert not boot.succeeds(f"[ -e {PID_FILE} ]")
+    assert not boot.succeeds("grep -l 'sbin/provision[-]guest' /proc/[0-9]*/cmdline")
     assert boot.succeeds(start_up.start)
     boot.hardware.hello(within=PATIENCE)
     assert boot.succeeds(start_up.status)
