@@ -168,6 +168,20 @@ class Terminal:
         assert "Traceback" not in said.out, said.out
         return said
 
+    async def interrupted(self) -> Ended:
+        """Press Ctrl-C and wait for the end, and again every ten seconds.
+
+        Python hears one that comes in the instant before it waits for input only with the next.
+        """
+        ending = asyncio.create_task(self.ended())
+        try:
+            while not ending.done():
+                self.type(b"\x03")
+                await asyncio.wait([ending], timeout=10)
+        finally:
+            ending.cancel()
+        return await ending
+
     def close(self) -> None:
         """Hang up."""
         asyncio.get_running_loop().remove_reader(self._descriptor)

@@ -16,6 +16,8 @@ import httpx
 
 PROVISIOND = Path(sys.executable).with_name("provisiond")
 START_SECONDS = 30
+# Between two looks of a test that no event can wake: the daemon hears a caller 100 times a second.
+LOOK_SECONDS = 0.05
 Json = dict[str, Any]
 # The states of a job that goes well, in their order.
 STORY = [

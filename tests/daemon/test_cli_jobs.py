@@ -86,8 +86,7 @@ async def test_ctrl_c_ends_the_waiting_and_the_job_goes_on(host: Host) -> None:
     job_id = await host.ask(host.mute)
     async with host.command.on_terminal("watch", job_id[:8]) as terminal:
         await terminal.until("✔ ISO_ATTACHED")
-        terminal.type(b"\x03")
-        said = await terminal.ended()
+        said = await terminal.interrupted()
     assert said.status == 130
     assert f"job {job_id} goes on" in said.out
     assert f"provisionctl watch {job_id}" in said.out

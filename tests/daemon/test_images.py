@@ -21,7 +21,7 @@ from tests.daemon.images import (
     raw_image,
     run_job,
 )
-from tests.daemon.program import Daemon, Json, states
+from tests.daemon.program import LOOK_SECONDS, Daemon, Json, states
 
 IMPORT = ["ACCEPTED", "IMAGE_WRITTEN", "SUCCEEDED"]
 OVERLAY = ["ACCEPTED", "DISKS_CREATED", "SUCCEEDED"]
@@ -260,6 +260,7 @@ async def test_a_hundred_overlays_in_one_go(daemon: Daemon, tmp_path: Path) -> N
             reply = await http.get("/v1/jobs", params={"limit": 100})
             jobs = [job for job in reply.json()["jobs"] if job["state"] != "FAILED"]
             assert len(jobs) == 100
+            await asyncio.sleep(LOOK_SECONDS)
     ours = time.monotonic() - started
     command = 'for i in $(seq 100); do qemu-img create -q -f qcow2 -F qcow2 -b "$1" "$2/$i"; done'
     started = time.monotonic()
@@ -315,6 +316,7 @@ async def test_a_cancelled_import_leaves_nothing(daemon: Daemon, tmp_path: Path)
     job = await daemon.submit(import_of(source))
     progress = None
     while progress is None:
+        await asyncio.sleep(LOOK_SECONDS)
         progress = (await daemon.job(job["id"]))["progress"]
     assert (await daemon.cancel(job["id"])).status_code == 202
     ended = await daemon.wait_for(job["id"], "FAILED")

@@ -1,11 +1,12 @@
 """The scenarios of the daemon's own files: its start, golden bases, overlays; without a guest."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
 from provisiond.disk.folder import is_immutable, make_immutable, make_mutable
 from tests.daemon.images import called, import_of, overlay_of, raw_image
-from tests.daemon.program import Json
+from tests.daemon.program import LOOK_SECONDS, Json
 from tests.faults.scenario import Cancelling, JobScenario, Scenario, differs
 
 COPIED_FOR_LONG_MIB = 64
@@ -127,7 +128,8 @@ class CancelImport(Cancelling, OnImages):
 
     async def is_under_way(self, job_id: str) -> None:
         doing = None
-        while doing != "converting":  # each look is a request
+        while doing != "converting":
+            await asyncio.sleep(LOOK_SECONDS)
             progress = (await self.host.daemon.job(job_id))["progress"]
             doing = None if progress is None else progress["doing"]
 

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.timeout(120)
 JOB = "0123456789abcdef0123456789abcdef"
 UUID = plan_uuid(JOB)
 BOOT = 90
+LOOK_SECONDS = 0.05
 SNAPSHOT = """
 <domainsnapshot><name>before</name><state>shutoff</state><creationTime>1</creationTime>{}
 </domainsnapshot>"""
@@ -204,13 +205,15 @@ async def test_every_file_of_every_domain_is_in_use_whether_it_runs_or_not(
 
 
 # ---------------------------------------------------------------- addresses
-# What of qemu-ga libvirt asks for: it synchronises, and takes the interfaces.
+# What of qemu-ga libvirt asks for: it synchronises, and takes the interfaces. libvirt connects when
+# it hears that the port is open; until then, reading finds the end of the file.
 AGENT = """
 for port in /sys/class/virtio-ports/*; do
     [ "$(cat "$port/name")" = org.qemu.guest_agent.0 ] && device=/dev/${port##*/}
 done
 exec 3<>"$device"
-while read -r line <&3; do
+while :; do
+    read -r line <&3 || { sleep 1; continue; }
     line=${line#*"{"}
     case $line in
         *guest-sync*) id=${line##*:}; echo "{\\"return\\": ${id%%[!0-9 ]*}}" ;;
@@ -248,6 +251,7 @@ async def test_the_guests_agent_is_asked_for_its_addresses(
         await in_guest(shell_of(libvirtd), script)
         found: dict[str, Any] = {}
         while not found:  # until the script has the channel open
+            await asyncio.sleep(LOOK_SECONDS)
             found = await hypervisor.interface_addresses(UUID, "agent")
     assert found["eth0"]["hwaddr"] == "52:54:00:00:00:01"
     assert [address["addr"] for address in found["eth0"]["addrs"]] == ["192.0.2.7", "2001:db8::7"]
