@@ -166,7 +166,9 @@ def listing(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def test_without_a_daemon_it_is_said_how_the_image_becomes_a_base(tmp_path: Path) -> None:
+async def test_without_a_daemon_it_is_said_how_the_image_becomes_a_base(
+    command: Command, tmp_path: Path
+) -> None:
     """An image is there; nothing listens on the socket."""
     tree = make_tree(tmp_path / "tree", LAYOUTS["systemd"])
     with opened(tmp_path / "build") as folder:
@@ -174,7 +176,7 @@ def test_without_a_daemon_it_is_said_how_the_image_becomes_a_base(tmp_path: Path
         folder.keep_recipe(MmdebstrapRecipe(name="web"))
         for phase in list(Phase)[:-1]:
             folder.end(phase, seconds=1.0, result={})
-    ended = built(tmp_path / "build")
+    ended = await build(command, tmp_path / "build")
     assert ended.status == 0, ended.err
     said = f"provisionctl base import web {tmp_path}/build/image.qcow2 --source-format qcow2"
     assert said in ended.out
