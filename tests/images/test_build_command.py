@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from provisiond.api.replies import BaseView
 from provisiond.api.requests import DiskFormat
 from provisiond.cli import app
 from provisiond.errors import DaemonUnreachable, NotReady
@@ -18,6 +19,7 @@ from provisiond.images.mmdebstrap import host_sources
 from provisiond.images.phases import Phase
 from provisiond.images.recipe import MmdebstrapRecipe
 from tests.daemon.command import Command, Ended
+from tests.daemon.program import Daemon
 from tests.images.golden import LAYOUTS, make_golden, make_tree
 
 INIT = ("--from", "mmdebstrap", "--phase", "init")
@@ -166,16 +168,34 @@ def listing(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-async def test_without_a_daemon_it_is_said_how_the_image_becomes_a_base(
-    command: Command, tmp_path: Path
-) -> None:
-    """An image is there; nothing listens on the socket."""
+def built_and_verified(tmp_path: Path) -> None:
+    """A build of which `register` is left; the image is a tiny system's."""
     tree = make_tree(tmp_path / "tree", LAYOUTS["systemd"])
     with opened(tmp_path / "build") as folder:
         make_golden(folder.image, tree, disk_format=DiskFormat.QCOW2)
         folder.keep_recipe(MmdebstrapRecipe(name="web"))
         for phase in list(Phase)[:-1]:
             folder.end(phase, seconds=1.0, result={})
+
+
+async def test_with_a_daemon_the_image_becomes_a_base_once(daemon: Daemon, tmp_path: Path) -> None:
+    built_and_verified(tmp_path)
+    command = Command(daemon.socket)
+    for _ in range(2):  # asked for twice it is the same job
+        ended = await build(command, tmp_path / "build", "--phase", "register", "--json")
+        assert ended.status == 0, ended.out + ended.err
+        assert json.loads(ended.out)["phases"]["register"]["result"] == {"base": "web"}
+    shown = BaseView.model_validate_json((await command.run("base", "show", "web", "--json")).out)
+    assert shown.made_of is not None
+    assert shown.made_of.builder == "mmdebstrap"
+    assert (shown.made_of.recipe or {})["name"] == "web"
+
+
+async def test_without_a_daemon_it_is_said_how_the_image_becomes_a_base(
+    command: Command, tmp_path: Path
+) -> None:
+    """An image is there; nothing listens on the socket."""
+    built_and_verified(tmp_path)
     ended = await build(command, tmp_path / "build")
     assert ended.status == 0, ended.err
     said = f"provisionctl base import web {tmp_path}/build/image.qcow2 --source-format qcow2"
