@@ -2,7 +2,7 @@
 # Debian 12 or later (setup-debian); the second time they find it done. ARGS goes to pytest:
 # make test ARGS='-x tests/unit'
 
-.PHONY: help test test-xen test-guests test-dib faults fuzz soak demo setup lock clean
+.PHONY: help test test-xen test-guests test-dib test-libguestfs faults fuzz soak demo setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,6 +10,7 @@ help:
 	@echo 'make test-xen    boot real Xen under QEMU, install provisiond in its dom0 and test it there'
 	@echo 'make test-guests provision whole Debian systems: each init system, each owner of the network'
 	@echo 'make test-dib    build an image by diskimage-builder and verify it; ask kiwi and virt-install'
+	@echo 'make test-libguestfs  bake and take apart images that debugfs cannot read (5 min)'
 	@echo 'make faults      kill it, cut its power and fill its disks at every call that changes the world'
 	@echo 'make fuzz        throw hostile input at the parsers and the API, and look (ARGS=--help)'
 	@echo 'make soak        work without a pause for 5 minutes: nothing grows; then floods by guests'
@@ -35,6 +36,12 @@ test-guests: setup
 test-dib: setup
 	@./setup-debian --packages sudo debootstrap rsync virtinst libvirt-clients
 	.venv/bin/pytest tests/builders $(ARGS)
+
+# What it needs beyond make test's packages: libguestfs, XFS in its guest, depmod.
+test-libguestfs: setup
+	apt-get install --yes --quiet --no-install-recommends \
+	    guestfish guestmount libguestfs-xfs kmod >/dev/null
+	.venv/bin/pytest tests/images/slow_guestfs.py $(ARGS)
 
 faults: setup
 	.venv/bin/python -m tests.faults $(ARGS)
@@ -77,7 +84,7 @@ clean:
 else
 
 # Packages are installed, namespaces and guests started: all of that is root's, and so is .venv.
-setup test test-xen test-guests test-dib faults fuzz soak demo lock clean:
+setup test test-xen test-guests test-dib test-libguestfs faults fuzz soak demo lock clean:
 	sudo --preserve-env=CI,LAB_CACHE,http_proxy,https_proxy,no_proxy $(MAKE) $@ ARGS='$(ARGS)'
 
 endif

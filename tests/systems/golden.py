@@ -92,6 +92,8 @@ class System:
     units: tuple[str, ...] = ()  # enabled, beside those that their packages enable
     files: Mapping[str, str] = field(default_factory=dict)
     resolv_conf: str = "/etc/resolv.conf"  # the one that names the servers
+    # netplan looks for a card's own MAC, which those of containers have not; QEMU's have one.
+    cards_by_name: bool = False
 
     @property
     def name(self) -> str:
@@ -144,6 +146,7 @@ SYSTEMS = (
         ("etc/netplan/90-provision.yaml",),
         files={"etc/netplan/50-golden.yaml": NETPLAN},
         resolv_conf=RESOLVED,
+        cards_by_name=True,
     ),
     System("sysvinit", "ifupdown", SYSV, WITH_SYSV, IFUPDOWN),
     System(

@@ -183,6 +183,23 @@ async def test_a_program_that_is_heard_may_talk_for_ever_and_keeps_no_memory() -
     assert max(lengths) <= 4096
 
 
+RUNNING = """
+import asyncio, os, signal
+from provisiond.process import running
+async def main():
+    async with running(["sleep", "1000"]) as program:
+        print(program.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+
+
+async def test_a_running_program_ends_with_the_one_who_was_killed() -> None:
+    status, said = await in_python(RUNNING)
+    assert status == -signal.SIGKILL
+    end_of(int(said))
+
+
 # ---------------------------------------------------------------- a command's own terminal
 HAND_OVER = """
 import asyncio, sys
