@@ -40,7 +40,7 @@ test-dib: setup
 # What it needs beyond make test's packages: libguestfs, XFS in its guest, depmod.
 test-libguestfs: setup
 	apt-get install --yes --quiet --no-install-recommends \
-	    guestfish guestmount libguestfs-xfs kmod >/dev/null
+	    guestfish libguestfs-xfs kmod >/dev/null
 	.venv/bin/pytest tests/images/slow_guestfs.py $(ARGS)
 
 faults: setup

@@ -20,6 +20,7 @@ from provisiond.disk.folder import explained
 from provisiond.disk.inspection import inspect
 from provisiond.errors import ImageRefused, ToolFailed
 from provisiond.images.file_tree import ROOT, Entry, Kind, is_root
+from provisiond.images.image_disk import own_mounts_argv
 from provisiond.process import MIB, require_tool, running
 
 _SETTINGS = "LIBGUESTFS_BACKEND_SETTINGS"
@@ -40,7 +41,7 @@ async def guestfs_root(
     require_tool("guestfish", package="guestfish")
     inspect(image, disk_format=disk_format)
     # Line by line: it would keep what it says until it has said much.
-    argv = [*environment(), *("stdbuf", "--output=L"), "guestfish"]
+    argv = [*own_mounts_argv(), *environment(), *("stdbuf", "--output=L"), "guestfish"]
     async with running(argv, talked_to=True) as session:
         tree = GuestfsFiles(session)
         await tree.ask(
@@ -87,6 +88,14 @@ class GuestfsFiles:
         points = {point: device for point, device in found if point[:1] == device[:1] == "/"}
         for point, device in sorted({"/": roots[0], **points}.items()):
             await self.ask("mount" if writable else "mount-ro", device, point)
+
+    async def mount_here(self, point: str) -> Path:
+        """Serve the files at the empty folder `point` of the session's own mount namespace, and say
+        how that is reached from here. Nothing else can be asked after that."""
+        await self.ask("mount-local", point, "readonly:true")
+        if self._session.stdin is not None:
+            self._session.stdin.write(b"mount-local-run\n")
+        return Path(f"/proc/{self._session.pid}/root{point}")
 
     async def _devices(self) -> list[str]:
         """Those with a file system that a Linux root can be on."""

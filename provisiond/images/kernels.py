@@ -10,6 +10,7 @@ from provisiond.images.file_tree import FileTree, Kind, find, is_folder
 
 _KERNEL = re.compile(r"(?:vmlinuz|vmlinux|bzImage|kernel)-(?P<version>[\w.+~-]+)", re.ASCII)
 _INITRDS = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}", "initrd-{}.img", "initramfs-{}")
+_LARGEST = 2**30
 _DEFAULTS = ("/boot/vmlinuz", "/vmlinuz")  # links, as Debian and SUSE keep them
 
 
@@ -69,9 +70,12 @@ def _key(version: str) -> list[tuple[int, int, str]]:
 
 
 async def file_of(tree: FileTree, path: PurePosixPath) -> PurePosixPath:
-    """The file that `path` leads to. Raises ImageRefused where it leads to none."""
+    """The file that `path` leads to. Raises ImageRefused where it leads to none, and for a file of
+    a size that no kernel or initrd has: it may be all holes, and fill this host's disk."""
     file = await find(tree, str(path))
     entry = None if file is None else await tree.look(file)
     if file is None or entry is None or entry.kind is not Kind.FILE:
         raise ImageRefused(f"{path} in the image is no file")
+    if entry.size > _LARGEST:
+        raise ImageRefused(f"{path} in the image has {entry.size} bytes: {_LARGEST} may be")
     return file

@@ -16,10 +16,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from provisiond.api.requests import DiskFormat
-from provisiond.disk.chain import QEMU_NAMES
-from provisiond.disk.inspection import inspect
 from provisiond.errors import ToolFailed
-from provisiond.images import guestfs_files, image_disk
+from provisiond.images import image_disk
+from provisiond.images.guestfs_files import guestfs_root
 from provisiond.images.image_disk import own_mounts_argv
 from provisiond.images.root_system import Elsewhere, find_ext_root
 from provisiond.process import require_tool, running
@@ -49,16 +48,9 @@ async def mounted_root(
                 yield folder
             return
     said(f"{found.reason}: libguestfs is asked, which boots a small guest of its own")
-    require_tool("guestmount", package="guestmount")
-    inspect(image, disk_format=disk_format)
-    argv = [
-        *guestfs_files.environment(),
-        *("guestmount", "--no-fork", "--ro", "--inspector"),
-        f"--format={QEMU_NAMES[disk_format]}",
-        *("--add", str(image.absolute())),
-    ]
-    async with _mounted(argv) as folder:
-        yield folder
+    async with guestfs_root(image, disk_format=disk_format, writable=False) as tree:
+        with tempfile.TemporaryDirectory(prefix="provisiond-") as point:
+            yield await tree.mount_here(point)
 
 
 @asynccontextmanager

@@ -120,6 +120,23 @@ async def test_a_kernel_on_a_boot_partition_comes_out(tmp_path: Path, tree: Path
     assert (tmp_path / "k").read_text() == "new"
 
 
+async def test_a_kernel_that_is_a_link_outwards_or_absurdly_large_stays_where_it_is(
+    tmp_path: Path, tree: Path
+) -> None:
+    for path in (tree / "boot").iterdir():
+        path.unlink()
+    put(tree, "boot/vmlinuz-1", "->/etc/shadow")
+    with (tree / "boot/vmlinuz-2").open("wb") as file:
+        file.truncate(2**30 + 1)
+    image = make_golden(tmp_path / "b.raw", tree)
+    with pytest.raises(ImageRefused, match="1073741825 bytes"):
+        await extract(image, disk_format=RAW, kernel=tmp_path / "k", said=said_nothing)
+    debugfs(image, "rm /boot/vmlinuz-2")
+    with pytest.raises(ImageRefused, match="no file"):
+        await extract(image, disk_format=RAW, kernel=tmp_path / "k", said=said_nothing)
+    assert not (tmp_path / "k").exists()
+
+
 # ---------------------------------------------------------------- the root
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.zst"])
 async def test_an_archive_loses_nothing(tmp_path: Path, image: Path, suffix: str) -> None:
