@@ -55,7 +55,7 @@ class Ingredients:
         InitSystem | None, typer.Option(help="mmdebstrap: what starts the services.")
     ] = None
     network_stack: Annotated[
-        NetworkStack | None, typer.Option(help="mmdebstrap: what owns the network.")
+        NetworkStack | None, typer.Option(help="mmdebstrap, dib: what owns the network.")
     ] = None
     elements: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="dib: elements; left out: debian-minimal.")

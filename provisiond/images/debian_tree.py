@@ -21,7 +21,7 @@ _OF_INIT = {
     InitSystem.SYSV: ("sysvinit-core", "initscripts"),
     InitSystem.OPENRC: ("openrc", "sysvinit-core", "initscripts"),
 }
-_OF_STACK = {
+STACK_PACKAGES = {
     NetworkStack.IFUPDOWN: ("ifupdown",),
     NetworkStack.NETWORKD: (),
     NetworkStack.NETWORK_MANAGER: ("network-manager",),
@@ -43,7 +43,7 @@ def packages_of(recipe: MmdebstrapRecipe) -> tuple[str, ...]:
         *_PACKAGES,
         recipe.kernel,
         *_OF_INIT[recipe.init],
-        *_OF_STACK[recipe.network_stack],
+        *STACK_PACKAGES[recipe.network_stack],
         *recipe.packages,
     )
 
@@ -54,7 +54,7 @@ def configure(tree: Path, *, recipe: MmdebstrapRecipe, root_uuid: str) -> None:
     (etc / "fstab").write_text(f"UUID={root_uuid} / ext4 errors=remount-ro 0 1\n")
     (etc / "hostname").write_text(f"{recipe.name}\n")
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {recipe.name}\n::1 localhost\n")
-    _configure_network(tree, recipe.network_stack)
+    configure_network(tree, recipe.network_stack)
     if recipe.init is not InitSystem.SYSTEMD:
         with (etc / "inittab").open("a") as file:
             file.write(_SERIAL_LOGIN)
@@ -75,7 +75,8 @@ def forget_identity(tree: Path) -> None:
     (tree / "tmp").chmod(0o1777)
 
 
-def _configure_network(tree: Path, stack: NetworkStack) -> None:
+def configure_network(tree: Path, stack: NetworkStack) -> None:
+    """Make the stack the network's one owner; it has nothing but the loopback to set up yet."""
     if stack is NetworkStack.IFUPDOWN:
         (tree / "etc/network/interfaces.d").mkdir(parents=True, exist_ok=True)
         (tree / "etc/network/interfaces").write_text(_LOOPBACK)

@@ -21,7 +21,7 @@ from provisiond.images.bootable_disk import (
 )
 from provisiond.images.build_folder import BuildFolder
 from provisiond.images.confined import USUAL_PATH, require_root, run_confined, run_said
-from provisiond.images.debian_tree import forget_identity
+from provisiond.images.debian_tree import STACK_PACKAGES, configure_network, forget_identity
 from provisiond.images.download import download
 from provisiond.images.readiness import (
     COMMON_TOOLS,
@@ -129,6 +129,7 @@ class Dib:
         for name in ("proc", "sys"):  # are not in the archive
             (tree / name).mkdir(mode=0o555, exist_ok=True)
         (tree / "etc/fstab").write_text(f"UUID={root_uuid} / ext4 errors=remount-ro 0 1\n")
+        configure_network(tree, self._recipe.network_stack)
         forget_identity(tree)
         link_newest_kernel(tree)
         write_boot_files(tree, root_uuid=root_uuid, title=self._recipe.elements[0])
@@ -182,7 +183,9 @@ def _write(path: Path, content: bytes, *, mode: int) -> None:
 
 def build_argv(recipe: DibRecipe, archive: Path, *, program: Path) -> list[str | Path]:
     """disk-image-create's command line: the root as a tar archive."""
-    packages = (recipe.kernel, *GRUB_PACKAGES, *recipe.packages)
+    # debian-minimal itself has no owner of the network, and nobody to log in to.
+    own = (recipe.kernel, *GRUB_PACKAGES, *STACK_PACKAGES[recipe.network_stack], "openssh-server")
+    packages = (*own, *recipe.packages)
     return [
         program,
         *("-a", "amd64"),

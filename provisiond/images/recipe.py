@@ -99,6 +99,7 @@ class DibRecipe(_Recipe):
     security_mirror: Url | None = None
     packages: Packages = ()
     kernel: Package = "linux-image-cloud-amd64"
+    network_stack: NetworkStack = NetworkStack.IFUPDOWN
 
 
 class KiwiRecipe(_Recipe):

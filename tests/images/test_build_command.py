@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from provisiond.api.replies import BaseView
 from provisiond.api.requests import DiskFormat
 from provisiond.cli import app
 from provisiond.errors import DaemonUnreachable, NotReady
@@ -18,6 +19,7 @@ from provisiond.images.mmdebstrap import host_sources
 from provisiond.images.phases import Phase
 from provisiond.images.recipe import MmdebstrapRecipe
 from tests.daemon.command import Command, Ended
+from tests.daemon.program import Daemon
 from tests.images.golden import LAYOUTS, make_golden, make_tree
 
 INIT = ("--from", "mmdebstrap", "--phase", "init")
@@ -29,7 +31,15 @@ def command(tmp_path: Path) -> Command:
 
 
 async def build(command: Command, folder: Path, *more: str | Path) -> Ended:
+    """The command as a process of its own."""
     return await command.run("image", "build", "web", "--folder", folder, *more)
+
+
+def built(folder: Path, *more: str | Path) -> Ended:
+    """The same in this process, which is quicker."""
+    words = ["--socket", folder / "none", "image", "build", "web", "--folder", folder, *more]
+    ended = CliRunner().invoke(app, [str(word) for word in words])
+    return Ended(ended.exit_code, ended.stdout, ended.stderr)
 
 
 async def test_in_a_pipe_each_fact_is_a_line_and_nothing_moves(
@@ -52,23 +62,21 @@ async def test_on_a_terminal_an_ended_phase_has_its_tick(command: Command, tmp_p
     assert "✔ init" in ended.out
 
 
-async def test_as_json_one_document_tells_all(command: Command, tmp_path: Path) -> None:
-    ended = await build(command, tmp_path, *INIT, "--json")
+def test_as_json_one_document_tells_all(tmp_path: Path) -> None:
+    ended = built(tmp_path, *INIT, "--json")
     told = json.loads(ended.out)
     assert (told["name"], told["folder"], told["image"]) == ("web", str(tmp_path), None)
     assert list(told["phases"]) == ["init"]
     assert told["phases"]["init"]["result"].keys() == {"mmdebstrap"}
 
 
-async def test_the_next_run_needs_no_recipe_and_another_one_begins_anew(
-    command: Command, tmp_path: Path
-) -> None:
-    await build(command, tmp_path, *INIT)
-    again = await build(command, tmp_path, "--phase", "init", "--json")
+def test_the_next_run_needs_no_recipe_and_another_one_begins_anew(tmp_path: Path) -> None:
+    built(tmp_path, *INIT)
+    again = built(tmp_path, "--phase", "init", "--json")
     assert again.status == 0, again.err
     with opened(tmp_path) as folder:
         folder.end(Phase.UPDATE, seconds=1.0, result={})
-    other = await build(command, tmp_path, *INIT, "--packages", "less,vim", "--json")
+    other = built(tmp_path, *INIT, "--packages", "less,vim", "--json")
     assert list(json.loads(other.out)["phases"]) == ["init"]
     with opened(tmp_path) as folder:
         recipe = folder.recipe()
@@ -76,15 +84,13 @@ async def test_the_next_run_needs_no_recipe_and_another_one_begins_anew(
     assert recipe.packages == ("less", "vim")
 
 
-async def test_a_recipe_of_another_folder_is_taken_as_a_file(
-    command: Command, tmp_path: Path
-) -> None:
-    await build(command, tmp_path / "one", *INIT, "--size", "1G")
+def test_a_recipe_of_another_folder_is_taken_as_a_file(tmp_path: Path) -> None:
+    built(tmp_path / "one", *INIT, "--size", "1G")
     file = tmp_path / "one" / "recipe.json"
-    ended = await build(command, tmp_path / "two", "--recipe", file, "--phase", "init")
+    ended = built(tmp_path / "two", "--recipe", file, "--phase", "init")
     assert ended.status == 0, ended.err
     assert (tmp_path / "two" / "recipe.json").read_bytes() == file.read_bytes()
-    both = await build(command, tmp_path / "two", "--recipe", file, "--size", "2G")
+    both = built(tmp_path / "two", "--recipe", file, "--size", "2G")
     assert "a file says all of it" in both.err
 
 
@@ -106,16 +112,15 @@ async def test_a_recipe_of_another_folder_is_taken_as_a_file(
 def test_what_cannot_be_built_is_refused_before_anything_is_done(
     tmp_path: Path, words: tuple[str, ...], code: str
 ) -> None:
-    argv = ["image", "build", "web", "--folder", str(tmp_path), *words, "--json"]
-    ended = CliRunner().invoke(app, argv)
-    assert ended.exit_code not in (0, 1)
-    assert json.loads(ended.stdout)["code"] == code
+    ended = built(tmp_path, *words, "--json")
+    assert ended.status not in (0, 1)
+    assert json.loads(ended.out)["code"] == code
     assert not (tmp_path / "phases.json").exists()
 
 
-async def test_two_builds_in_one_folder_do_not_meet(command: Command, tmp_path: Path) -> None:
+def test_two_builds_in_one_folder_do_not_meet(tmp_path: Path) -> None:
     with opened(tmp_path):
-        ended = await build(command, tmp_path, *INIT)
+        ended = built(tmp_path, *INIT)
     assert "error: build_busy: " in ended.err
 
 
@@ -163,16 +168,34 @@ def listing(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-async def test_without_a_daemon_it_is_said_how_the_image_becomes_a_base(
-    command: Command, tmp_path: Path
-) -> None:
-    """An image is there; nothing listens on the socket."""
+def built_and_verified(tmp_path: Path) -> None:
+    """A build of which `register` is left; the image is a tiny system's."""
     tree = make_tree(tmp_path / "tree", LAYOUTS["systemd"])
     with opened(tmp_path / "build") as folder:
         make_golden(folder.image, tree, disk_format=DiskFormat.QCOW2)
         folder.keep_recipe(MmdebstrapRecipe(name="web"))
         for phase in list(Phase)[:-1]:
             folder.end(phase, seconds=1.0, result={})
+
+
+async def test_with_a_daemon_the_image_becomes_a_base_once(daemon: Daemon, tmp_path: Path) -> None:
+    built_and_verified(tmp_path)
+    command = Command(daemon.socket)
+    for _ in range(2):  # asked for twice it is the same job
+        ended = await build(command, tmp_path / "build", "--phase", "register", "--json")
+        assert ended.status == 0, ended.out + ended.err
+        assert json.loads(ended.out)["phases"]["register"]["result"] == {"base": "web"}
+    shown = BaseView.model_validate_json((await command.run("base", "show", "web", "--json")).out)
+    assert shown.made_of is not None
+    assert shown.made_of.builder == "mmdebstrap"
+    assert (shown.made_of.recipe or {})["name"] == "web"
+
+
+async def test_without_a_daemon_it_is_said_how_the_image_becomes_a_base(
+    command: Command, tmp_path: Path
+) -> None:
+    """An image is there; nothing listens on the socket."""
+    built_and_verified(tmp_path)
     ended = await build(command, tmp_path / "build")
     assert ended.status == 0, ended.err
     said = f"provisionctl base import web {tmp_path}/build/image.qcow2 --source-format qcow2"

@@ -23,12 +23,11 @@ set -e
 mkdir mounted
 mount -t tmpfs inner mounted
 touch mounted/file
-setsid sleep 1000 &
-unshare --mount sleep 1000 &
-echo "host pid $(sed -n 's/^NSpid:\t\([0-9]*\).*/\1/p' /proc/self/status)"
-echo ready
+setsid sh -c 'echo ready; sleep 1000; true' &
+unshare --mount sh -c 'echo ready; sleep 1000; true' &
 wait
 """
+STARTED = 2  # say that they are ready
 BUILD = """
 import asyncio, sys
 from pathlib import Path
@@ -72,8 +71,8 @@ def has_open(pid: int, file: Path) -> bool:
 def processes_once_ready(build: subprocess.Popen[str], folder: Path) -> list[int]:
     """The builder's processes, once it has mounted and started all that it will."""
     assert build.stdout is not None
-    while (line := build.stdout.readline()) != "ready\n":
-        assert line, "the builder has not started"
+    for _ in range(STARTED):
+        assert build.stdout.readline() == "ready\n"
     return confined_processes(folder)
 
 
@@ -143,16 +142,17 @@ async def test_a_builder_sees_its_own_processes_and_little_of_our_environment(
 
 
 async def test_a_cancelled_build_leaves_nothing(tmp_path: Path) -> None:
-    ready = asyncio.Event()
+    started = asyncio.Semaphore(0)
 
     def said(line: str) -> None:
         if line == "ready":
-            ready.set()
+            started.release()
 
     with opened(tmp_path) as folder:
         folder.clear_work()
         task = asyncio.create_task(run_confined(["sh", "-c", BUILDER], folder=folder, said=said))
-        await ready.wait()
+        for _ in range(STARTED):
+            await started.acquire()
         left = confined_processes(tmp_path)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
