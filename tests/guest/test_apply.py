@@ -1,5 +1,9 @@
 """What a configuration says is what the machine has afterwards."""
 
+import subprocess
+import time
+
+from tests.guest.conftest import MakeMachine
 from tests.guest.machine import INSTANCE, LOG_FILE, MACS, NONCE, SECRET, STATE_FILE, Machine
 from tests.guest.machine import configuration as conf
 
@@ -156,3 +160,28 @@ def test_search_names_alone_leave_the_name_servers(machine: Machine) -> None:
         "search lan",
         "nameserver 10.7.7.7",
     ]
+
+
+def test_a_dhcp_client_of_the_interface_is_ended_and_another_goes_on(
+    make_machine: MakeMachine,
+) -> None:
+    """It would bring its address back when it renews its lease."""
+    machine = make_machine("ash")
+    machine.run("mkdir", "-p", "/var/run", "/etc/network")
+    clients = {}
+    for nic in ("eth0", "eth1"):
+        machine.run("ip", "link", "set", "dev", nic, "up")
+        pid_file = f"/var/run/udhcpc.{nic}.pid"
+        argv = machine.argv("udhcpc", "-f", "-i", nic, "-p", pid_file, "-s", "/bin/true")
+        clients[nic] = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+        while not machine.path(pid_file).exists() or not machine.read(pid_file):
+            assert clients[nic].poll() is None, "udhcpc ended by itself"
+            time.sleep(0.01)
+    try:
+        assert machine.provision(conf(IF0_MAC=MACS[0], IF0_ADDRESSES="10.0.0.5/24")).status == 0
+        clients["eth0"].wait(timeout=30)
+        assert clients["eth1"].poll() is None
+    finally:
+        for client in clients.values():
+            client.kill()
+            client.wait()
