@@ -177,7 +177,7 @@ def test_check_says_what_would_be_done_and_changes_nothing(machine: Machine) -> 
     assert ended.status == 0
     for line in (
         "host name: web1",
-        "now: ip addr add 10.0.0.5/24 dev eth0",
+        "now: ip addr replace 10.0.0.5/24 dev eth0",
         "now: ip -4 route replace 192.168.8.0/24 via 192.168.7.1 dev eth1",
         "name servers: 10.0.0.1 fd00::53",
         "time zone: Europe/Vienna",

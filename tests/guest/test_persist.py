@@ -126,9 +126,9 @@ iface eth0 inet manual
     up ip addr flush dev eth0 || ip addr flush dev eth0
     up ip link set dev eth0 mtu 1400
     up ip link set dev eth0 up
-    up ip addr add 10.0.0.5/24 dev eth0
-    up ip addr add 10.0.0.6/24 dev eth0
-    up ip addr add fd00::5/64 dev eth0
+    up ip addr replace 10.0.0.5/24 dev eth0
+    up ip addr replace 10.0.0.6/24 dev eth0
+    up ip addr replace fd00::5/64 dev eth0
     up ip -4 route replace 0.0.0.0/0 via 10.0.0.1 dev eth0
     up ip -4 route replace 10.1.0.0/16 via 10.0.0.254 dev eth0 metric 100
     up ip -6 route replace ::/0 via fd00::1 dev eth0
@@ -142,7 +142,7 @@ iface eth1 inet manual
     up ip link set dev eth1 down
     up ip addr flush dev eth1 || ip addr flush dev eth1
     up ip link set dev eth1 up
-    up ip addr add 192.168.7.2/30 dev eth1
+    up ip addr replace 192.168.7.2/30 dev eth1
     up ip -4 route replace 192.168.8.0/24 via 192.168.7.1 dev eth1
     up ip -4 route replace 192.168.9.7/32 via 192.168.7.1 dev eth1
     down ip link set dev eth1 down
