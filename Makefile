@@ -10,7 +10,7 @@ help:
 	@echo 'make test-xen    boot real Xen under QEMU, install provisiond in its dom0 and test it there'
 	@echo 'make test-guests provision whole Debian systems: each init system, each owner of the network'
 	@echo 'make test-dib    build an image by diskimage-builder and verify it; ask kiwi and virt-install'
-	@echo 'make test-libguestfs  bake and take apart images that debugfs cannot read (5 min)'
+	@echo 'make test-libguestfs  bake an image whose root is XFS, and take it apart'
 	@echo 'make faults      kill it, cut its power and fill its disks at every call that changes the world'
 	@echo 'make fuzz        throw hostile input at the parsers and the API, and look (ARGS=--help)'
 	@echo 'make soak        work without a pause for 5 minutes: nothing grows; then floods by guests'
