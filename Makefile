@@ -39,8 +39,7 @@ test-dib: setup
 
 # What it needs beyond make test's packages: libguestfs, XFS in its guest, depmod.
 test-libguestfs: setup
-	apt-get install --yes --quiet --no-install-recommends \
-	    guestfish libguestfs-xfs kmod >/dev/null
+	@./setup-debian --packages guestfish libguestfs-xfs kmod
 	.venv/bin/pytest tests/images/slow_guestfs.py $(ARGS)
 
 faults: setup
