@@ -14,12 +14,13 @@ from pathlib import Path
 
 from provisiond.errors import ToolFailed
 
-_MOST = 2**24  # bytes of output that wait to be read: a guest's whole boot, many times over
+_WAITING = 2**24  # bytes of output that wait to be read: a guest's whole boot, many times over
+_MOST = 2**20  # bytes of them that are searched
 # A getty that was disturbed by the kernel's messages, or that gave up a log-in, asks again.
 _NUDGE_SECONDS = 15.0
-# The last that was asked; the kernel may have said something behind it, which changes nothing.
-_LOGIN = re.compile(rb"(?s).*login: ")
-_PASSWORD = re.compile(rb"(?s).*[Pp]assword: ")
+# Searched for again with every piece that comes, so each takes a time that grows as the text does.
+_LOGIN = re.compile(rb"login: ")
+_PASSWORD = re.compile(rb"[Pp]assword: ")
 _REFUSED = re.compile(rb"[Ll]ogin incorrect")
 _PROMPT = re.compile(rb"[#$%>](?: |\x1b\[[0-9;?]*[a-z])*$")
 # Colours, titles and what a line editor says to a terminal (ECMA-48).
@@ -68,9 +69,8 @@ class GuestConsole:
         line = f"echo '<''{mark}'; ({command}) </dev/null 2>&1; echo '>''{mark}' $?"
         await self._type(line)
         said = await self._hear(re.compile(rb"%s [0-9]{1,3}\r?\n" % end.encode()))
-        text = _plain(said)
-        output, _, status = text.rpartition(begin)[2].partition(end)
-        return Answer(int(status), output.strip("\n"))
+        output = _plain(said).rpartition(begin)[2].rpartition(end)[0]
+        return Answer(int(said.split()[-1]), output.strip("\n"))
 
     async def _greet(self) -> None:
         """The shell's first answer, or that there is none. What is typed before it reads is lost,
@@ -97,13 +97,17 @@ class GuestConsole:
             return None
 
     async def _hear(self, wanted: re.Pattern[bytes]) -> bytes:
-        """All up to where `wanted` is heard; that is forgotten then. ToolFailed at the end."""
-        while (found := wanted.search(self._heard)) is None:
+        """All up to where `wanted` is heard last; that is forgotten then. ToolFailed at the end.
+
+        What the kernel has said behind a question changes nothing.
+        """
+        while not (found := list(wanted.finditer(self._heard))):
             chunk = await self._reader.read(65536)
             if not chunk:
                 raise ToolFailed("the guest's console has closed: its QEMU has ended")
             self._heard = (self._heard + chunk)[-_MOST:]
-        said, self._heard = self._heard[: found.end()], self._heard[found.end() :]
+        end = found[-1].end()
+        said, self._heard = self._heard[:end], self._heard[end:]
         return said
 
     async def _type(self, line: str) -> None:
@@ -126,7 +130,7 @@ def last_lines(untrusted: bytes, count: int) -> list[str]:
 async def opened(socket: Path) -> AsyncIterator[GuestConsole]:
     """The console at `socket`. From now on all is kept, so it has to be opened early."""
     try:
-        reader, writer = await asyncio.open_unix_connection(socket, limit=_MOST)
+        reader, writer = await asyncio.open_unix_connection(socket, limit=_WAITING)
     except OSError as error:
         raise ToolFailed(f"{socket}: the console is not there: {error.strerror}") from error
     try:
