@@ -16,6 +16,7 @@ import pytest
 from provisiond.api.requests import DiskFormat
 from provisiond.errors import DiskExists, ImageBusy, ImageRefused, NoSpace
 from provisiond.images.extraction import Extracted, extract
+from tests.daemon.command import PROVISIONCTL
 from tests.disk.conftest import mounted
 from tests.disk.images import MIB, tool, writing_guest
 from tests.images.golden import LAYOUTS, debugfs, make_golden, make_tree, put
@@ -263,6 +264,32 @@ async def test_what_is_there_is_replaced_by_force_alone(
     await root_of(image, target, force=True)
     assert not (target / "srv/old").exists() if name == "nfs" else target.stat().st_size > 1000
     assert [path.name for path in target.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("kind", ["kernel", "initrd", "root.tar", "root.cpio.gz"])
+async def test_a_file_never_replaces_a_folder(tmp_path: Path, image: Path, kind: str) -> None:
+    target = tmp_path / ("boot" if kind in ("kernel", "initrd") else kind)
+    put(target, "vmlinuz-6.1", "the host's")
+    option = kind if kind in ("kernel", "initrd") else "rootfs"
+    targets = {option: target}
+    with pytest.raises(DiskExists, match="is a folder"):
+        await extract(image, disk_format=QCOW2, force=True, said=said_nothing, **targets)
+    assert (target / "vmlinuz-6.1").read_text() == "the host's"
+
+
+def test_a_folder_in_which_something_is_mounted_is_not_replaced(
+    tmp_path: Path, image: Path
+) -> None:
+    target = tmp_path / "nfs"
+    put(target, "srv/old", "old")
+    (target / "mnt").mkdir()
+    mount = 'mount -t tmpfs none "$0/mnt" && echo kept >"$0/mnt/file"; "$@"; cat "$0/mnt/file"'
+    argv = ["unshare", "--mount", "sh", "-c", mount, str(target), str(PROVISIONCTL)]
+    argv += ["image", "extract", str(image), "--rootfs", str(target), "--force"]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert f"{target}/mnt is mounted there" in ended.stderr
+    assert ended.stdout == "kept\n"
+    assert (target / "srv/old").read_text() == "old"
 
 
 @pytest.mark.parametrize("name", ["root.tar", "root.cpio.gz", "nfs"])
