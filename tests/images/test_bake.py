@@ -147,6 +147,19 @@ async def test_a_baked_image_starts_the_script_and_is_otherwise_as_it_was(
     assert told.agent_sha256 == read_agent().sha256
 
 
+async def test_an_rc_local_keeps_every_byte_that_it_had(tmp_path: Path) -> None:
+    """A form feed, NEL and their like end no line of a shell's; what follows in a comment would
+    become a command."""
+    tree = make_tree(tmp_path / "tree", LAYOUTS["rc.local"])
+    comment = b"# caf\xe9 \x0c rm \x0b rm \x1c rm \x85 rm \xc2\x85 rm \xe2\x80\xa8 rm\r\n"
+    (tree / "etc/rc.local").write_bytes(b"#!/bin/sh\n" + comment + b"start_it\nexit 0\n")
+    image = make_golden(tmp_path / "a.raw", tree)
+    await baked(image)
+    ours = shipped("init/rc.local.snippet")
+    expected = b"#!/bin/sh\n" + comment + b"start_it\n" + ours + b"exit 0\n"
+    assert snapshot(image, tmp_path)["/etc/rc.local"] == file(SCRIPT, expected)
+
+
 @pytest.mark.parametrize(
     ("disk_format", "table"),
     [
