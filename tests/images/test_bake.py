@@ -204,6 +204,33 @@ async def test_what_a_guest_was_given_is_not_in_the_image_made_of_it(
     assert not [path for path in snapshot(image, tmp_path) if "lib/provision-guest" in path]
 
 
+@pytest.mark.parametrize("owner", [3_000_000_000, 2**32 - 2])
+async def test_a_state_folder_goes_whoever_owns_it_and_however_deep_it_is(
+    tmp_path: Path, tree: Path, owner: int
+) -> None:
+    state = tree / "var/lib/provision-guest"
+    for number in range(20):
+        put(state, f"{'folder/' * number}applied", "INSTANCE=1")
+    for number in range(900):
+        put(state, str(number), "")
+    for path in (state, state / "applied"):
+        os.chown(path, owner, owner)
+    image = make_golden(tmp_path / "a.raw", tree)
+    assert snapshot(image, tmp_path)["/var/lib/provision-guest"][1] == owner
+    await baked(image)
+    assert not [path for path in snapshot(image, tmp_path) if "lib/provision-guest" in path]
+
+
+async def test_a_state_folder_that_no_guest_made_is_refused(tmp_path: Path, tree: Path) -> None:
+    for number in range(1001):
+        put(tree, f"var/lib/provision-guest/{number}", "x")
+    image = make_golden(tmp_path / "a.raw", tree)
+    before = image.read_bytes()
+    with pytest.raises(ImageRefused, match="more than 1000 names"):
+        await baked(image)
+    assert image.read_bytes() == before
+
+
 async def test_what_is_put_in_has_the_selinux_label_of_its_folder(
     tmp_path: Path, tree: Path
 ) -> None:
