@@ -6,18 +6,20 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from provisiond.api.requests import DiskFormat
+from provisiond.disk import image_file
 from provisiond.disk.folder import make_immutable, make_mutable
 from provisiond.disk.manifest import Manifest
-from provisiond.errors import ImageBusy, ImageRefused, NoSpace, ProvisionError
+from provisiond.errors import ImageBusy, ImageNotFound, ImageRefused, NoSpace, ProvisionError
 from provisiond.images.agent_files import InitSystem, agent_folder, read_agent
 from provisiond.images.baking import Baked, bake
+from provisiond.images.image_lock import lock_for_replacing
 from tests.disk.conftest import mounted
 from tests.disk.images import MIB, make_overlay, tool, writing_guest
 from tests.images.golden import (
@@ -430,6 +432,52 @@ async def test_no_guest_gets_an_image_that_is_being_baked(tmp_path: Path, tree: 
     assert refused[:-2] == [True] * (len(refused) - 2)
     assert len(refused) > 4
     assert refused[-2:] == [False, False]
+
+
+async def test_a_program_that_begins_to_write_during_the_bake_keeps_its_image(
+    tmp_path: Path, tree: Path
+) -> None:
+    image = make_golden(tmp_path / "a.raw", tree)
+    with ExitStack() as writers:
+
+        def begin_to_write(line: str) -> None:
+            if "read back" in line:
+                writer = writers.enter_context(image.open("r+b", buffering=0))
+                writer.write(b"by a guest")
+
+        with pytest.raises(ImageBusy, match="open for writing"):
+            await bake(image, disk_format=RAW, said=begin_to_write)
+    assert image.read_bytes().startswith(b"by a guest")
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+async def test_a_file_that_gets_the_name_of_the_image_during_the_bake_keeps_it(
+    tmp_path: Path, tree: Path
+) -> None:
+    image = make_golden(tmp_path / "a.raw", tree)
+
+    def exchange(line: str) -> None:
+        if "read back" in line:
+            (tmp_path / "other").write_text("another image")
+            (tmp_path / "other").replace(image)
+
+    with pytest.raises(ImageBusy, match="another file"):
+        await bake(image, disk_format=RAW, said=exchange)
+    assert image.read_text() == "another image"
+
+
+def test_no_lock_is_had_on_a_file_that_has_lost_its_name(tmp_path: Path) -> None:
+    image = tmp_path / "a.raw"
+    image.write_text("one")
+    with image_file.opened(image) as descriptor:
+        lock_for_replacing(descriptor, image)
+        (tmp_path / "other").write_text("other")
+        (tmp_path / "other").replace(image)
+        with pytest.raises(ImageBusy, match="another file"):
+            lock_for_replacing(descriptor, image)
+        image.unlink()
+        with pytest.raises(ImageNotFound):
+            lock_for_replacing(descriptor, image)
 
 
 @pytest.mark.parametrize("what", ["another image", "hard link", "immutable", "golden base"])
