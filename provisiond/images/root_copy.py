@@ -27,7 +27,7 @@ def copy_tree(source: Path, target: Path, ended: threading.Event) -> Copied:
     """Fill the new folder `target`, which nobody else may enter meanwhile. Raises OSError.
 
     Devices and sockets are left out: a device's node would give its owner this host's device.
-    Blocks; `ended` set by another thread ends it between two files.
+    Blocks; `ended` set by another thread ends it after a MiB.
     """
     copied = Copied()
     target.mkdir(mode=0o700)
@@ -43,7 +43,7 @@ def copy_tree(source: Path, target: Path, ended: threading.Event) -> Copied:
             folders.append((here, there, status))
         elif (first := known.get(file_key(status))) is not None:
             os.link(first, there, follow_symlinks=False)
-        elif _make(here, there, status):
+        elif _make(here, there, status, ended):
             if status.st_nlink > 1:
                 known[file_key(status)] = there
             _settle(here, there, status, copied)
@@ -85,14 +85,14 @@ def join(folder: Path, name: bytes) -> bytes:
     return os.fsencode(folder) + b"/" + name if name else os.fsencode(folder)
 
 
-def _make(here: bytes, there: bytes, status: os.stat_result) -> bool:
+def _make(here: bytes, there: bytes, status: os.stat_result, ended: threading.Event) -> bool:
     """The file, link or pipe; False for what is none of these."""
     if stat.S_ISLNK(status.st_mode):
         os.symlink(os.readlink(here), there)  # noqa: PTH115, PTH211 - names are bytes
     elif stat.S_ISREG(status.st_mode):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with open(here, "rb") as source, open(os.open(there, flags, 0o600), "wb") as target:  # noqa: PTH123
-            while piece := source.read(_PIECE):
+            while not ended.is_set() and (piece := source.read(_PIECE)):
                 if any(piece):
                     target.write(piece)
                 else:

@@ -8,14 +8,18 @@ import stat
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from provisiond.api.requests import DiskFormat
 from provisiond.errors import DiskExists, ImageBusy, ImageRefused, NoSpace
+from provisiond.images.cpio import write_cpio
 from provisiond.images.extraction import Extracted, extract
+from provisiond.images.root_copy import copy_tree
 from tests.daemon.command import PROVISIONCTL
 from tests.disk.conftest import mounted
 from tests.disk.images import MIB, tool, writing_guest
@@ -328,6 +332,39 @@ def kill_an_extraction(image: Path, target: Path) -> None:
         assert "vmlinuz" in extracting.stderr.readline()
         extracting.send_signal(signal.SIGKILL)
     kernel.unlink()
+
+
+# ---------------------------------------------------------------- told to end
+def test_a_copy_that_is_told_to_end_ends_within_a_file(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/holes").touch()
+    os.truncate(tmp_path / "root/holes", 8 * 1024 * MIB)
+    ended, begun = threading.Event(), tmp_path / "copy/holes"
+    with ThreadPoolExecutor() as threads:
+        copying = threads.submit(copy_tree, tmp_path / "root", tmp_path / "copy", ended)
+        while not begun.exists():
+            assert not copying.done()
+        ended.set()
+    copying.result()
+    assert begun.stat().st_size < 8 * 1024 * MIB
+
+
+def test_an_archive_that_is_told_to_end_ends_within_a_file(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/holes").touch()
+    os.truncate(tmp_path / "root/holes", 64 * MIB)
+    ended, (reading, writing) = threading.Event(), os.pipe()
+
+    def write() -> None:
+        with os.fdopen(writing, "wb") as archive:
+            write_cpio(tmp_path / "root", archive, ended)
+
+    with ThreadPoolExecutor() as threads, os.fdopen(reading, "rb") as told:
+        writer = threads.submit(write)
+        assert told.read(1) == b"0"
+        ended.set()  # its first MiB does not fit into the pipe
+        assert len(told.read()) < 64 * MIB
+    writer.result()
 
 
 async def test_an_image_that_a_guest_writes_to_is_refused(tmp_path: Path, image: Path) -> None:
