@@ -202,3 +202,9 @@ def _tell(target: Path, copied: Copied, said: Callable[[str], None]) -> None:
     if copied.attributes:
         said(f"{target}: has no place for {', '.join(sorted(copied.attributes))}")
     said(f"{target}: the root file system")
+    if copied.privileged:
+        said(
+            f"{target}: what is setuid, setgid or has capabilities in it ({copied.privileged}"
+            " programs) works for this host's users too: keep it below a folder that root alone"
+            " may enter"
+        )

@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _PIECE = 2**20
+_CAPABILITIES = "security.capability"
 _LOST = b"lost+found"  # the file system's own, and empty in one that is whole
 
 
 @dataclass(slots=True)
 class Copied:
     """How many names there are now; what is left out, and the names of attributes that the place
-    does not take."""
+    does not take. `privileged` are the programs that give rights to whoever runs them."""
 
     count: int = 0
+    privileged: int = 0
     left_out: list[str] = field(default_factory=list)
     attributes: set[str] = field(default_factory=set)
 
@@ -118,5 +120,14 @@ def _settle(here: bytes, there: bytes, status: os.stat_result, copied: Copied) -
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL):
                 raise
             copied.attributes.add(name)
+    if stat.S_ISREG(status.st_mode) and _is_privileged(there):
+        copied.privileged += 1
     times = (status.st_atime_ns, status.st_mtime_ns)
     os.utime(there, ns=times, follow_symlinks=False)
+
+
+def _is_privileged(file: bytes) -> bool:
+    """Setuid, setgid or with capabilities."""
+    if os.lstat(file).st_mode & (stat.S_ISUID | stat.S_ISGID):
+        return True
+    return _CAPABILITIES in os.listxattr(file, follow_symlinks=False)

@@ -190,6 +190,36 @@ async def test_a_folder_has_all_but_devices(tmp_path: Path, image: Path) -> None
     assert list((target / "dev").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "capability"), [(0o4755, b""), (0o2755, b""), (0o755, CAPABILITY)]
+)
+async def test_who_has_a_root_in_a_folder_is_told_of_the_programs_that_give_rights(
+    tmp_path: Path, tree: Path, mode: int, capability: bytes
+) -> None:
+    (tree / "usr/bin/tool").chmod(mode)
+    if capability:
+        os.setxattr(tree / "usr/bin/tool", "security.capability", capability)
+    image = make_golden(tmp_path / "b.raw", tree)
+    lines: list[str] = []
+    for name in ("nfs", "root.tar", "root.cpio.gz"):
+        await extract(image, disk_format=RAW, rootfs=tmp_path / name, said=lines.append)
+    told = [line for line in lines if "root alone" in line]
+    assert len(told) == 1
+    assert told[0].startswith(f"{tmp_path}/nfs: ")
+    assert "(1 programs)" in told[0]
+
+
+async def test_a_root_without_programs_that_give_rights_is_not_spoken_of(
+    tmp_path: Path, tree: Path
+) -> None:
+    (tree / "usr/bin/tool").chmod(0o755)
+    (tree / "srv").chmod(0o2775)
+    image = make_golden(tmp_path / "b.raw", tree)
+    lines: list[str] = []
+    await extract(image, disk_format=RAW, rootfs=tmp_path / "nfs", said=lines.append)
+    assert not [line for line in lines if "root alone" in line]
+
+
 async def test_a_kernel_runs_the_root_in_its_memory(tmp_path: Path, tree: Path) -> None:
     busybox = fetch_package("busybox-static") / "bin/busybox"
     (tree / "usr/bin/busybox").write_bytes(busybox.read_bytes())
