@@ -92,8 +92,8 @@ async def _copy_to_bake(path: Path, *, disk_format: DiskFormat) -> AsyncIterator
     """The copy for the block. Nobody can have the image meanwhile; errors speak of the image."""
     with image_file.opened(path) as descriptor:
         _refuse_bases(path)
-        inspect(path, disk_format=disk_format)
         lock_for_replacing(descriptor, path)
+        inspect(path, disk_format=disk_format)
         async with working_copy(path, descriptor) as copy:
             try:
                 yield copy

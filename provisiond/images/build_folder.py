@@ -25,6 +25,7 @@ from provisiond.api.message import Message
 from provisiond.disk.folder import sync, write_whole
 from provisiond.errors import BuildBusy, BuildFailed, RecipeRefused, StateUnwritable
 from provisiond.images import loop_devices
+from provisiond.images.mount_points import mounts_below
 from provisiond.images.phases import ORDER, Phase, after
 from provisiond.images.recipe import Recipe, parse_recipe
 from provisiond.images.steps import Result
@@ -178,15 +179,3 @@ def required_recipe(folder: BuildFolder) -> Recipe:
     if (recipe := folder.recipe()) is None:
         raise RecipeRefused(f"{folder.path}: nothing is built here yet", hint="Say --from BUILDER.")
     return recipe
-
-
-def mounts_below(folder: Path, mountinfo: str) -> list[Path]:
-    """The mount points at or below `folder` in the text of /proc/PID/mountinfo, deepest first."""
-    points = []
-    for line in mountinfo.splitlines():
-        # proc(5): blank, tab, newline and backslash are written as octal escapes.
-        text = line.split(" ")[4].encode().decode("unicode_escape").encode("latin-1")
-        points.append(Path(os.fsdecode(text)))
-    real = folder.resolve()
-    below = [point for point in points if point == real or real in point.parents]
-    return sorted(below, key=lambda point: len(point.parts), reverse=True)

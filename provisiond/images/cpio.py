@@ -24,9 +24,9 @@ def write_cpio(source: Path, archive: BinaryIO, ended: threading.Event) -> Copie
     In addition it has /init, a link to /sbin/init, and /dev/console where they are missing: a
     kernel needs both. Its /etc/fstab is empty: a system would wait for the disks that it names.
     Extended attributes have no place in it. Raises OSError, ImageRefused for a file of 4 GiB.
-    Blocks; `ended` set by another thread ends it between two files.
+    Blocks; `ended` set by another thread ends it after a MiB.
     """
-    copied, names, writer = Copied(), set[bytes](), _Writer(archive)
+    copied, names, writer = Copied(), set[bytes](), _Writer(archive, ended)
     for name, status in walk(source):
         if ended.is_set():
             break
@@ -50,8 +50,9 @@ def write_cpio(source: Path, archive: BinaryIO, ended: threading.Event) -> Copie
 class _Writer:
     """The archive's entries. Of several names of one file the first has the content."""
 
-    def __init__(self, archive: BinaryIO) -> None:
+    def __init__(self, archive: BinaryIO, ended: threading.Event) -> None:
         self._archive = archive
+        self._ended = ended
         self._files: dict[File, int] = {}
         self._inode = 0
 
@@ -116,6 +117,8 @@ class _Writer:
             while left and (piece := file.read(min(_PIECE, left))):
                 self._archive.write(piece)
                 left -= len(piece)
+                if self._ended.is_set():
+                    return
         if left:
             raise OSError(errno.EIO, "a file ends before its size")
         self._archive.write(bytes(-size % 4))

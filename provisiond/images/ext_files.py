@@ -22,8 +22,10 @@ from provisiond.process import MIB, require_tool, run
 _LIMITS = ["prlimit", "--as=4294967296", "--cpu=300"]
 _ROOT_INODE = 2
 _LISTING_LIMIT = 16 * MIB  # of what debugfs tells of one folder
+_MOST_REMOVED = 1000  # names with one call; a state folder of the script's has about ten
 # /inode/mode/owner/group/name/size/ - a name can hold all but a slash, which e2fsck has looked at.
-_LISTED = re.compile(rb"/(\d+)/([0-7]{6})/(\d+)/(\d+)/([^/]*)/(\d*)/\n")
+# Owners are told as signed numbers of 32 bits.
+_LISTED = re.compile(rb"/(\d+)/([0-7]{6})/(-?\d+)/(-?\d+)/([^/]*)/(\d*)/\n")
 _TARGET = re.compile(r'Fast link dest: "(.*)"', re.DOTALL)
 _OUR_NAME = re.compile(r"[\w@.+-]+", re.ASCII)
 _KINDS = {0o04: Kind.FOLDER, 0o10: Kind.FILE, 0o12: Kind.LINK}
@@ -103,15 +105,31 @@ class ExtFiles:
         await self._make(link, [f"symlink {_own(link.name)} {_quoted(target)}"], mode=None)
 
     async def remove(self, path: PurePosixPath) -> None:
-        """Remove a file, a link, or a folder with all that is in it."""
-        _, entry = await self._inode(path)
-        command = "rm"
-        if entry.kind is Kind.FOLDER:
-            for name in await self.names(path):
-                await self.remove(path / name)
-            command = "rmdir"
-        await self._do([await self._enter(path), f"{command} {_own(path.name)}"])
+        """Remove a file, a link, or a folder with all that is in it; ImageRefused where that is
+        more than it can be."""
+        commands: list[str] = []
+        for one, kind in reversed(await self._below(path)):
+            command = "rmdir" if kind is Kind.FOLDER else "rm"
+            commands += [await self._enter(one), f"{command} {_own(one.name)}"]
+        await self._do(commands)
         self._forget(path)
+
+    async def _below(self, path: PurePosixPath) -> list[tuple[PurePosixPath, Kind]]:
+        """The path and all that is below it; a folder comes before what is in it."""
+        found: list[tuple[PurePosixPath, Kind]] = []
+        waiting = [path]
+        while waiting:
+            one = waiting.pop()
+            _, entry = await self._inode(one)
+            found.append((one, entry.kind))
+            if entry.kind is Kind.FOLDER:
+                waiting += [one / name for name in await self.names(one)]
+            if len(found) + len(waiting) > _MOST_REMOVED:
+                raise ImageRefused(
+                    f"{path} in the image holds more than {_MOST_REMOVED} names",
+                    hint="Remove it from within the image's guest, then ask again.",
+                )
+        return found
 
     # ------------------------------------------------------------ parts of these
     async def _make_room(self, path: PurePosixPath) -> None:
@@ -185,7 +203,7 @@ def parse_listing(untrusted: bytes) -> dict[str, tuple[int, Entry]]:
             continue
         number = int(mode, 8)
         kind = _KINDS.get(number >> 12, Kind.OTHER)
-        entry = Entry(kind, number & 0o7777, int(owner), int(group), int(size or 0))
+        entry = Entry(kind, number & 0o7777, int(owner) % 2**32, int(group) % 2**32, int(size or 0))
         found[name.decode(errors="surrogateescape")] = int(inode), entry
     return found
 

@@ -57,12 +57,15 @@ async def extract(
     """Make those of the targets that are not None; each appears whole or not at all.
 
     Of several kernels it is the image's default, else the newest. A target that is there is
-    replaced with `force` alone. Raises DiskExists, ImageRefused (also for a kernel that is not
-    there), ImageNotFound, ImageBusy, NoSpace, StateUnwritable, ToolMissing, ToolFailed.
+    replaced with `force` alone, a folder by a folder alone. Raises DiskExists, ImageRefused (also
+    for a kernel that is not there), ImageNotFound, ImageBusy, NoSpace, StateUnwritable,
+    ToolMissing, ToolFailed.
     """
-    for target in (kernel, initrd, rootfs):
+    for target in (kernel, initrd):
         if target is not None:
-            new_output.refuse_existing(target, force=force)
+            new_output.refuse_existing(target, is_folder=False, force=force)
+    if rootfs is not None:
+        new_output.refuse_existing(rootfs, is_folder=becomes_folder(rootfs), force=force)
     found = None
     if kernel is not None or initrd is not None:
         async with _with_kernel(image, disk_format=disk_format, said=said) as (tree, found):
@@ -111,7 +114,7 @@ async def _with_kernel(
 
 
 async def _dump(tree: FileTree, path: PurePosixPath, target: Path, *, force: bool) -> None:
-    part = new_output.begin(target, force=force)
+    part = new_output.begin(target, is_folder=False, force=force)
     try:
         await tree.dump(await file_of(tree, path), part)
         part.chmod(0o644)
@@ -122,7 +125,7 @@ async def _dump(tree: FileTree, path: PurePosixPath, target: Path, *, force: boo
 
 # ---------------------------------------------------------------- the root
 async def _write_root(folder: Path, target: Path, *, force: bool) -> Copied:
-    part = new_output.begin(target, force=force)
+    part = new_output.begin(target, is_folder=becomes_folder(target), force=force)
     try:
         compression = compression_of(target)
         if compression is not None:
@@ -135,6 +138,11 @@ async def _write_root(folder: Path, target: Path, *, force: bool) -> Copied:
     finally:
         await asyncio.to_thread(new_output.discard, part)
     return copied
+
+
+def becomes_folder(target: Path) -> bool:
+    """Whether the root becomes a folder at this name, and no archive."""
+    return not target.name.endswith((*_COMPRESSIONS, _ARCHIVE_FOR_A_KERNEL))
 
 
 def compression_of(target: Path) -> str | None:
@@ -194,3 +202,9 @@ def _tell(target: Path, copied: Copied, said: Callable[[str], None]) -> None:
     if copied.attributes:
         said(f"{target}: has no place for {', '.join(sorted(copied.attributes))}")
     said(f"{target}: the root file system")
+    if copied.privileged:
+        said(
+            f"{target}: what is setuid, setgid or has capabilities in it ({copied.privileged}"
+            " programs) works for this host's users too: keep it below a folder that root alone"
+            " may enter"
+        )

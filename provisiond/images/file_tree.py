@@ -108,13 +108,20 @@ async def is_folder(tree: FileTree, path: PurePosixPath) -> bool:
     return entry is not None and entry.kind is Kind.FOLDER
 
 
-async def read_text(tree: FileTree, path: str, *, limit: int = 65536) -> str | None:
-    """The text at `path`, links followed; None where there is no file."""
+async def read_text(tree: FileTree, path: str) -> str | None:
+    """The text at `path`, links followed; None where there is no file. What is no UTF-8 in it is
+    replaced: it is to be shown, and never written back."""
+    content = await read_content(tree, path)
+    return None if content is None else content.decode(errors="replace")
+
+
+async def read_content(tree: FileTree, path: str, *, limit: int = 65536) -> bytes | None:
+    """The bytes at `path`, links followed; None where there is no file."""
     file = await find(tree, path)
     entry = None if file is None else await tree.look(file)
     if file is None or entry is None or entry.kind is not Kind.FILE:
         return None
-    return (await tree.read(file, limit=limit)).decode(errors="replace")
+    return await tree.read(file, limit=limit)
 
 
 async def is_root(tree: FileTree) -> bool:

@@ -29,10 +29,22 @@ def lock_for_reading(descriptor: int, path: Path) -> None:
 
 
 def lock_for_replacing(descriptor: int, path: Path) -> None:
-    """No QEMU has the image, or gets it as long as the descriptor is open. Raises ImageBusy."""
+    """No QEMU has the image, or gets it as long as the descriptor is open. Raises ImageBusy, also
+    where `path` is not the open file any more: then nothing is known of the one that it is."""
     refuse_writers(path)
     rights = (_READ, _WRITE, _WRITE_UNCHANGED, _RESIZE)
     _claim(descriptor, path, used=(_READ, _WRITE, _RESIZE), denied=rights)
+    require_still(descriptor, path)
+
+
+def require_still(descriptor: int, path: Path) -> None:
+    """Raises ImageBusy where `path` is another file than the open one, or nothing."""
+    try:
+        is_still = os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        is_still = False
+    if not is_still:
+        raise ImageBusy(f"{path}: was removed, or another file was put in its place, meanwhile")
 
 
 def _claim(descriptor: int, path: Path, *, used: tuple[int, ...], denied: tuple[int, ...]) -> None:

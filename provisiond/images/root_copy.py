@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _PIECE = 2**20
+_CAPABILITIES = "security.capability"
 _LOST = b"lost+found"  # the file system's own, and empty in one that is whole
 
 
 @dataclass(slots=True)
 class Copied:
     """How many names there are now; what is left out, and the names of attributes that the place
-    does not take."""
+    does not take. `privileged` are the programs that give rights to whoever runs them."""
 
     count: int = 0
+    privileged: int = 0
     left_out: list[str] = field(default_factory=list)
     attributes: set[str] = field(default_factory=set)
 
@@ -27,7 +29,7 @@ def copy_tree(source: Path, target: Path, ended: threading.Event) -> Copied:
     """Fill the new folder `target`, which nobody else may enter meanwhile. Raises OSError.
 
     Devices and sockets are left out: a device's node would give its owner this host's device.
-    Blocks; `ended` set by another thread ends it between two files.
+    Blocks; `ended` set by another thread ends it after a MiB.
     """
     copied = Copied()
     target.mkdir(mode=0o700)
@@ -43,7 +45,7 @@ def copy_tree(source: Path, target: Path, ended: threading.Event) -> Copied:
             folders.append((here, there, status))
         elif (first := known.get(file_key(status))) is not None:
             os.link(first, there, follow_symlinks=False)
-        elif _make(here, there, status):
+        elif _make(here, there, status, ended):
             if status.st_nlink > 1:
                 known[file_key(status)] = there
             _settle(here, there, status, copied)
@@ -85,14 +87,14 @@ def join(folder: Path, name: bytes) -> bytes:
     return os.fsencode(folder) + b"/" + name if name else os.fsencode(folder)
 
 
-def _make(here: bytes, there: bytes, status: os.stat_result) -> bool:
+def _make(here: bytes, there: bytes, status: os.stat_result, ended: threading.Event) -> bool:
     """The file, link or pipe; False for what is none of these."""
     if stat.S_ISLNK(status.st_mode):
         os.symlink(os.readlink(here), there)  # noqa: PTH115, PTH211 - names are bytes
     elif stat.S_ISREG(status.st_mode):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with open(here, "rb") as source, open(os.open(there, flags, 0o600), "wb") as target:  # noqa: PTH123
-            while piece := source.read(_PIECE):
+            while not ended.is_set() and (piece := source.read(_PIECE)):
                 if any(piece):
                     target.write(piece)
                 else:
@@ -118,5 +120,14 @@ def _settle(here: bytes, there: bytes, status: os.stat_result, copied: Copied) -
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL):
                 raise
             copied.attributes.add(name)
+    if stat.S_ISREG(status.st_mode) and _is_privileged(there):
+        copied.privileged += 1
     times = (status.st_atime_ns, status.st_mtime_ns)
     os.utime(there, ns=times, follow_symlinks=False)
+
+
+def _is_privileged(file: bytes) -> bool:
+    """Setuid, setgid or with capabilities."""
+    if os.lstat(file).st_mode & (stat.S_ISUID | stat.S_ISGID):
+        return True
+    return _CAPABILITIES in os.listxattr(file, follow_symlinks=False)

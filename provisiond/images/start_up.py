@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from provisiond.errors import ImageRefused
 from provisiond.images.agent_files import Agent, InitSystem
-from provisiond.images.file_tree import FileTree, find, is_folder, read_text
+from provisiond.images.file_tree import FileTree, find, is_folder, read_content
 from provisiond.images.root_system import RC_LOCAL
 
 NAME = "provision-guest"
@@ -79,11 +79,11 @@ async def _sysv(tree: FileTree, content: bytes) -> list[Wanted]:
     lists = {}
     for when in ("start", "stop"):
         path = f"/etc/init.d/.depend.{when}"
-        if (text := await read_text(tree, path, limit=2**20)) is not None:
-            lists[path] = text
+        if (makefile := await read_content(tree, path, limit=2**20)) is not None:
+            lists[path] = makefile
     if lists:
         start = stop = "01"
-        wanted += [NewFile(path, with_target(text), 0o644) for path, text in lists.items()]
+        wanted += [NewFile(path, with_target(one), 0o644) for path, one in lists.items()]
     for levels, link in ((_START_LEVELS, f"S{start}{NAME}"), (_STOP_LEVELS, f"K{stop}{NAME}")):
         for level in levels:
             folder = await _runlevel(tree, level)
@@ -107,17 +107,19 @@ async def _runlevel(tree: FileTree, level: str) -> str:
     raise ImageRefused(f"the image has no folder for runlevel {level}, such as /etc/rc{level}.d")
 
 
-def with_target(makefile: str) -> bytes:
+def with_target(makefile: bytes) -> bytes:
     """insserv's list with our script among its targets; startpar starts no other than those."""
 
-    def add(line: re.Match[str]) -> str:
-        names = line[2].split()
-        return line[1] + " ".join(names if NAME in names else [NAME, *names])
+    ours = NAME.encode()
 
-    changed, count = re.subn(r"^(TARGETS = ?)(.*)$", add, makefile, count=1, flags=re.MULTILINE)
+    def add(line: re.Match[bytes]) -> bytes:
+        names = line[2].split()
+        return line[1] + b" ".join(names if ours in names else [ours, *names])
+
+    changed, count = re.subn(rb"^(TARGETS = ?)(.*)$", add, makefile, count=1, flags=re.MULTILINE)
     if not count:
         raise ImageRefused("/etc/init.d/.depend.start or .stop in the image has no line TARGETS")
-    return changed.encode()
+    return changed
 
 
 # ---------------------------------------------------------------- rc.local
@@ -125,20 +127,23 @@ async def _rc_local(tree: FileTree, content: bytes) -> NewFile:
     for path in RC_LOCAL:
         file = await find(tree, path)
         if file is not None and (entry := await tree.look(file)) is not None:
-            text = await read_text(tree, path) or ""
-            return NewFile(str(file), with_lines(text, content.decode()), entry.mode | 0o111)
-    return NewFile(RC_LOCAL[0], with_lines("", content.decode()), 0o755)
+            script = await read_content(tree, path) or b""
+            return NewFile(str(file), with_lines(script, content), entry.mode | 0o111)
+    return NewFile(RC_LOCAL[0], with_lines(b"", content), 0o755)
 
 
-def with_lines(script: str, lines: str) -> bytes:
-    """rc.local with our lines above its last `exit`, or at its end; no second time."""
-    ours = lines.rstrip("\n").splitlines()
-    kept = [line for line in script.splitlines() if line not in ours]
-    if not kept:
-        kept = ["#!/bin/sh", "exit 0"]
+def with_lines(script: bytes, lines: bytes) -> bytes:
+    """rc.local with our lines above its last `exit`, or at its end; no second time.
+
+    Every other byte stays: a shell's line ends at a line feed alone, in whatever encoding.
+    """
+    ours = lines.removesuffix(b"\n").split(b"\n")
+    kept = [line for line in script.removesuffix(b"\n").split(b"\n") if line not in ours]
+    if kept in ([], [b""]):
+        kept = [b"#!/bin/sh", b"exit 0"]
     at = len(kept)
     for number in range(len(kept) - 1, -1, -1):
-        if re.fullmatch(r"exit(\s+\d+)?", kept[number]):
+        if re.fullmatch(rb"exit([ \t]+\d+)?", kept[number]):
             at = number
             break
-    return ("\n".join([*kept[:at], *ours, *kept[at:]]) + "\n").encode()
+    return b"\n".join([*kept[:at], *ours, *kept[at:]]) + b"\n"

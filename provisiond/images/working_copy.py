@@ -16,7 +16,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from provisiond.disk.folder import explained, require_room, sync
+from provisiond.disk.folder import explained, refuse_writers, require_room, sync
+from provisiond.images.image_lock import require_still
 from provisiond.threads import call_until_told
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
@@ -30,7 +31,8 @@ async def working_copy(path: Path, descriptor: int) -> AsyncIterator[Path]:
 
     The caller lets nobody else write, nor make another copy. What a kill leaves is the copy, in the
     same folder under the name `.NAME.part`, and the next one writes over it. Owner, mode and
-    extended attributes are the file's. Raises NoSpace, StateUnwritable.
+    extended attributes are the file's. Raises NoSpace, StateUnwritable, and ImageBusy where in the
+    end somebody has the file open for writing, or `path` is another file.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -106,5 +108,8 @@ def _take_place(part: Path, path: Path, descriptor: int) -> None:
         for name in os.listxattr(descriptor):
             os.setxattr(part, name, os.getxattr(descriptor, name))
         sync(part)
+        # Not everybody heeds the caller's lock: tapdisk and loop devices know nothing of it.
+        refuse_writers(path)
+        require_still(descriptor, path)
         part.replace(path)
         sync(path.parent)

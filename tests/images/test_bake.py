@@ -6,18 +6,20 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from provisiond.api.requests import DiskFormat
+from provisiond.disk import image_file
 from provisiond.disk.folder import make_immutable, make_mutable
 from provisiond.disk.manifest import Manifest
-from provisiond.errors import ImageBusy, ImageRefused, NoSpace, ProvisionError
+from provisiond.errors import ImageBusy, ImageNotFound, ImageRefused, NoSpace, ProvisionError
 from provisiond.images.agent_files import InitSystem, agent_folder, read_agent
 from provisiond.images.baking import Baked, bake
+from provisiond.images.image_lock import lock_for_replacing
 from tests.disk.conftest import mounted
 from tests.disk.images import MIB, make_overlay, tool, writing_guest
 from tests.images.golden import (
@@ -147,6 +149,19 @@ async def test_a_baked_image_starts_the_script_and_is_otherwise_as_it_was(
     assert told.agent_sha256 == read_agent().sha256
 
 
+async def test_an_rc_local_keeps_every_byte_that_it_had(tmp_path: Path) -> None:
+    """A form feed, NEL and their like end no line of a shell's; what follows in a comment would
+    become a command."""
+    tree = make_tree(tmp_path / "tree", LAYOUTS["rc.local"])
+    comment = b"# caf\xe9 \x0c rm \x0b rm \x1c rm \x85 rm \xc2\x85 rm \xe2\x80\xa8 rm\r\n"
+    (tree / "etc/rc.local").write_bytes(b"#!/bin/sh\n" + comment + b"start_it\nexit 0\n")
+    image = make_golden(tmp_path / "a.raw", tree)
+    await baked(image)
+    ours = shipped("init/rc.local.snippet")
+    expected = b"#!/bin/sh\n" + comment + b"start_it\n" + ours + b"exit 0\n"
+    assert snapshot(image, tmp_path)["/etc/rc.local"] == file(SCRIPT, expected)
+
+
 @pytest.mark.parametrize(
     ("disk_format", "table"),
     [
@@ -189,6 +204,33 @@ async def test_what_a_guest_was_given_is_not_in_the_image_made_of_it(
     image = make_golden(tmp_path / "a.raw", tree)
     await baked(image)
     assert not [path for path in snapshot(image, tmp_path) if "lib/provision-guest" in path]
+
+
+@pytest.mark.parametrize("owner", [3_000_000_000, 2**32 - 2])
+async def test_a_state_folder_goes_whoever_owns_it_and_however_deep_it_is(
+    tmp_path: Path, tree: Path, owner: int
+) -> None:
+    state = tree / "var/lib/provision-guest"
+    for number in range(20):
+        put(state, f"{'folder/' * number}applied", "INSTANCE=1")
+    for number in range(900):
+        put(state, str(number), "")
+    for path in (state, state / "applied"):
+        os.chown(path, owner, owner)
+    image = make_golden(tmp_path / "a.raw", tree)
+    assert snapshot(image, tmp_path)["/var/lib/provision-guest"][1] == owner
+    await baked(image)
+    assert not [path for path in snapshot(image, tmp_path) if "lib/provision-guest" in path]
+
+
+async def test_a_state_folder_that_no_guest_made_is_refused(tmp_path: Path, tree: Path) -> None:
+    for number in range(1001):
+        put(tree, f"var/lib/provision-guest/{number}", "x")
+    image = make_golden(tmp_path / "a.raw", tree)
+    before = image.read_bytes()
+    with pytest.raises(ImageRefused, match="more than 1000 names"):
+        await baked(image)
+    assert image.read_bytes() == before
 
 
 async def test_what_is_put_in_has_the_selinux_label_of_its_folder(
@@ -390,6 +432,52 @@ async def test_no_guest_gets_an_image_that_is_being_baked(tmp_path: Path, tree: 
     assert refused[:-2] == [True] * (len(refused) - 2)
     assert len(refused) > 4
     assert refused[-2:] == [False, False]
+
+
+async def test_a_program_that_begins_to_write_during_the_bake_keeps_its_image(
+    tmp_path: Path, tree: Path
+) -> None:
+    image = make_golden(tmp_path / "a.raw", tree)
+    with ExitStack() as writers:
+
+        def begin_to_write(line: str) -> None:
+            if "read back" in line:
+                writer = writers.enter_context(image.open("r+b", buffering=0))
+                writer.write(b"by a guest")
+
+        with pytest.raises(ImageBusy, match="open for writing"):
+            await bake(image, disk_format=RAW, said=begin_to_write)
+    assert image.read_bytes().startswith(b"by a guest")
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+async def test_a_file_that_gets_the_name_of_the_image_during_the_bake_keeps_it(
+    tmp_path: Path, tree: Path
+) -> None:
+    image = make_golden(tmp_path / "a.raw", tree)
+
+    def exchange(line: str) -> None:
+        if "read back" in line:
+            (tmp_path / "other").write_text("another image")
+            (tmp_path / "other").replace(image)
+
+    with pytest.raises(ImageBusy, match="another file"):
+        await bake(image, disk_format=RAW, said=exchange)
+    assert image.read_text() == "another image"
+
+
+def test_no_lock_is_had_on_a_file_that_has_lost_its_name(tmp_path: Path) -> None:
+    image = tmp_path / "a.raw"
+    image.write_text("one")
+    with image_file.opened(image) as descriptor:
+        lock_for_replacing(descriptor, image)
+        (tmp_path / "other").write_text("other")
+        (tmp_path / "other").replace(image)
+        with pytest.raises(ImageBusy, match="another file"):
+            lock_for_replacing(descriptor, image)
+        image.unlink()
+        with pytest.raises(ImageNotFound):
+            lock_for_replacing(descriptor, image)
 
 
 @pytest.mark.parametrize("what", ["another image", "hard link", "immutable", "golden base"])

@@ -8,14 +8,19 @@ import stat
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from provisiond.api.requests import DiskFormat
 from provisiond.errors import DiskExists, ImageBusy, ImageRefused, NoSpace
+from provisiond.images.cpio import write_cpio
 from provisiond.images.extraction import Extracted, extract
+from provisiond.images.root_copy import copy_tree
+from tests.daemon.command import PROVISIONCTL
 from tests.disk.conftest import mounted
 from tests.disk.images import MIB, tool, writing_guest
 from tests.images.golden import LAYOUTS, debugfs, make_golden, make_tree, put
@@ -185,6 +190,36 @@ async def test_a_folder_has_all_but_devices(tmp_path: Path, image: Path) -> None
     assert list((target / "dev").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "capability"), [(0o4755, b""), (0o2755, b""), (0o755, CAPABILITY)]
+)
+async def test_who_has_a_root_in_a_folder_is_told_of_the_programs_that_give_rights(
+    tmp_path: Path, tree: Path, mode: int, capability: bytes
+) -> None:
+    (tree / "usr/bin/tool").chmod(mode)
+    if capability:
+        os.setxattr(tree / "usr/bin/tool", "security.capability", capability)
+    image = make_golden(tmp_path / "b.raw", tree)
+    lines: list[str] = []
+    for name in ("nfs", "root.tar", "root.cpio.gz"):
+        await extract(image, disk_format=RAW, rootfs=tmp_path / name, said=lines.append)
+    told = [line for line in lines if "root alone" in line]
+    assert len(told) == 1
+    assert told[0].startswith(f"{tmp_path}/nfs: ")
+    assert "(1 programs)" in told[0]
+
+
+async def test_a_root_without_programs_that_give_rights_is_not_spoken_of(
+    tmp_path: Path, tree: Path
+) -> None:
+    (tree / "usr/bin/tool").chmod(0o755)
+    (tree / "srv").chmod(0o2775)
+    image = make_golden(tmp_path / "b.raw", tree)
+    lines: list[str] = []
+    await extract(image, disk_format=RAW, rootfs=tmp_path / "nfs", said=lines.append)
+    assert not [line for line in lines if "root alone" in line]
+
+
 async def test_a_kernel_runs_the_root_in_its_memory(tmp_path: Path, tree: Path) -> None:
     busybox = fetch_package("busybox-static") / "bin/busybox"
     (tree / "usr/bin/busybox").write_bytes(busybox.read_bytes())
@@ -265,6 +300,32 @@ async def test_what_is_there_is_replaced_by_force_alone(
     assert [path.name for path in target.parent.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("kind", ["kernel", "initrd", "root.tar", "root.cpio.gz"])
+async def test_a_file_never_replaces_a_folder(tmp_path: Path, image: Path, kind: str) -> None:
+    target = tmp_path / ("boot" if kind in ("kernel", "initrd") else kind)
+    put(target, "vmlinuz-6.1", "the host's")
+    option = kind if kind in ("kernel", "initrd") else "rootfs"
+    targets = {option: target}
+    with pytest.raises(DiskExists, match="is a folder"):
+        await extract(image, disk_format=QCOW2, force=True, said=said_nothing, **targets)
+    assert (target / "vmlinuz-6.1").read_text() == "the host's"
+
+
+def test_a_folder_in_which_something_is_mounted_is_not_replaced(
+    tmp_path: Path, image: Path
+) -> None:
+    target = tmp_path / "nfs"
+    put(target, "srv/old", "old")
+    (target / "mnt").mkdir()
+    mount = 'mount -t tmpfs none "$0/mnt" && echo kept >"$0/mnt/file"; "$@"; cat "$0/mnt/file"'
+    argv = ["unshare", "--mount", "sh", "-c", mount, str(target), str(PROVISIONCTL)]
+    argv += ["image", "extract", str(image), "--rootfs", str(target), "--force"]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert f"{target}/mnt is mounted there" in ended.stderr
+    assert ended.stdout == "kept\n"
+    assert (target / "srv/old").read_text() == "old"
+
+
 @pytest.mark.parametrize("name", ["root.tar", "root.cpio.gz", "nfs"])
 async def test_without_room_nothing_is_left(
     tmp_path: Path, tree: Path, small_folder: Path, name: str
@@ -301,6 +362,39 @@ def kill_an_extraction(image: Path, target: Path) -> None:
         assert "vmlinuz" in extracting.stderr.readline()
         extracting.send_signal(signal.SIGKILL)
     kernel.unlink()
+
+
+# ---------------------------------------------------------------- told to end
+def test_a_copy_that_is_told_to_end_ends_within_a_file(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/holes").touch()
+    os.truncate(tmp_path / "root/holes", 8 * 1024 * MIB)
+    ended, begun = threading.Event(), tmp_path / "copy/holes"
+    with ThreadPoolExecutor() as threads:
+        copying = threads.submit(copy_tree, tmp_path / "root", tmp_path / "copy", ended)
+        while not begun.exists():
+            assert not copying.done()
+        ended.set()
+    copying.result()
+    assert begun.stat().st_size < 8 * 1024 * MIB
+
+
+def test_an_archive_that_is_told_to_end_ends_within_a_file(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/holes").touch()
+    os.truncate(tmp_path / "root/holes", 64 * MIB)
+    ended, (reading, writing) = threading.Event(), os.pipe()
+
+    def write() -> None:
+        with os.fdopen(writing, "wb") as archive:
+            write_cpio(tmp_path / "root", archive, ended)
+
+    with ThreadPoolExecutor() as threads, os.fdopen(reading, "rb") as told:
+        writer = threads.submit(write)
+        assert told.read(1) == b"0"
+        ended.set()  # its first MiB does not fit into the pipe
+        assert len(told.read()) < 64 * MIB
+    writer.result()
 
 
 async def test_an_image_that_a_guest_writes_to_is_refused(tmp_path: Path, image: Path) -> None:

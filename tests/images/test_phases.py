@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from provisiond.errors import BuildBusy, BuildFailed, ProvisionError, WrongPhase
 from provisiond.images.build import Said, Step, run_phases
-from provisiond.images.build_folder import BuildFolder, mounts_below, opened
+from provisiond.images.build_folder import BuildFolder, opened
+from provisiond.images.mount_points import mounts_below
 from provisiond.images.phases import ORDER, Phase, before, choose_phases
 from provisiond.images.recipe import MmdebstrapRecipe
 from provisiond.images.steps import Result
