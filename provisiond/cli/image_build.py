@@ -179,6 +179,8 @@ def build(
         phases = choose_phases(
             build_folder.ended(), only=course.phase, until=course.until, again=course.again
         )
+        if any(phase in phases for phase in PHASES):
+            build_folder.forget_key()
         steps = steps_of(ctx, build_folder, known)
         if course.on is not None:
             steps |= _steps_there(course, build_folder, known)

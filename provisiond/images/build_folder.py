@@ -2,6 +2,7 @@
 
     recipe.json    what is built
     phases.json    which phases ended, when, in how many seconds, with what result
+    key            what from-iso builds here: all that makes another image makes another key
     image.qcow2    the builder's image, from the end of `build`
     logs/PHASE.log every line that the phase's tools said, each run below the one before
     work/          a builder's own; removed by the next run, whatever ended the last one
@@ -62,6 +63,7 @@ class BuildFolder:
         self._lock = lock
         self._recipe = path / "recipe.json"
         self._phases = path / "phases.json"
+        self._key = path / "key"
 
     @property
     def lock_word(self) -> str:
@@ -82,6 +84,17 @@ class BuildFolder:
             return
         self._phases.unlink(missing_ok=True)
         self.write(self._recipe, recipe.model_dump_json(indent=2))
+
+    def keep_key(self, key: str) -> None:
+        """Store the key; where it is another one than before, no phase has ended."""
+        if self._key.exists() and self._key.read_bytes().strip() == key.encode():
+            return
+        self.begin(Phase.INIT)
+        self.write(self._key, key)
+
+    def forget_key(self) -> None:
+        """From now on nobody knows what the phases were done with but the recipe."""
+        self._key.unlink(missing_ok=True)
 
     # ------------------------------------------------------------ phases
     def ended(self) -> dict[Phase, EndedPhase]:

@@ -317,6 +317,19 @@ async def test_another_iso_or_recipe_is_built_anew(tmp_path: Path, changed: str)
     assert ended.returncode != 0
 
 
+async def test_an_iso_that_was_exchanged_never_gives_the_image_of_the_old_one(
+    tmp_path: Path,
+) -> None:
+    iso = write_iso(tmp_path / "debian.iso", DEBIAN)
+    store = await keep(tmp_path, recipe_of(iso=str(iso)), b"of the old one")
+    assert (await asyncio.to_thread(from_iso, tmp_path, iso)).returncode == 0
+    write_iso(iso, {**DEBIAN, "more": b""})
+    for _ in range(2):  # the second finds the key of the first
+        ended = await asyncio.to_thread(from_iso, tmp_path, iso)
+        assert json.loads(ended.stdout)["code"] == "tool_missing"
+    assert len(list(store.iterdir())) == 1
+
+
 async def test_a_damaged_result_is_never_loaded(tmp_path: Path) -> None:
     iso = write_iso(tmp_path / "debian.iso", DEBIAN)
     store = await keep(tmp_path, recipe_of(iso=str(iso)), b"built before")

@@ -152,6 +152,21 @@ async def test_another_recipe_begins_anew_and_the_same_one_does_not(tmp_path: Pa
         assert folder.ended() == {}
 
 
+async def test_another_key_begins_anew_and_the_same_one_does_not(tmp_path: Path) -> None:
+    steps = {phase: working() for phase in ORDER}
+    with in_new(tmp_path) as folder:
+        folder.keep_key("a")
+        await run_phases(folder, ORDER[:3], steps=steps, watcher=Seen())
+        folder.keep_key("a")
+        assert len(folder.ended()) == 3
+        folder.keep_key("b")
+        assert folder.ended() == {}
+        await run_phases(folder, ORDER[:3], steps=steps, watcher=Seen())
+        folder.forget_key()
+        folder.keep_key("b")
+        assert folder.ended() == {}
+
+
 def test_a_kill_in_a_phase_leaves_those_before_it_ended_and_the_folder_free(
     tmp_path: Path,
 ) -> None:
