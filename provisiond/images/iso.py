@@ -5,6 +5,7 @@ the next run of the phase ends it first.
 """
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,7 @@ async def fetch_iso(
     """The ISO and its SHA-256. Raises DownloadFailed where that is not the recipe's."""
     path = iso_file(recipe, folder)
     if isinstance(recipe.iso, str) and not path.exists():
+        forget_iso(folder)  # of another URL
         digest = await download(recipe.iso, path, said=said)
     else:
         if not path.is_file():
@@ -122,8 +124,16 @@ async def fetch_iso(
 
 
 def iso_file(recipe: IsoRecipe, folder: BuildFolder) -> Path:
-    """Where the ISO is, or will be."""
-    return recipe.iso if isinstance(recipe.iso, Path) else folder.path / "installation.iso"
+    """Where the ISO is, or will be: a fetched one has its URL in its name."""
+    if isinstance(recipe.iso, Path):
+        return recipe.iso
+    return folder.path / f"installation-{hashlib.sha256(recipe.iso.encode()).hexdigest()[:16]}.iso"
+
+
+def forget_iso(folder: BuildFolder) -> None:
+    """An ISO that was fetched is fetched again where it is needed."""
+    for path in folder.path.glob("installation-*.iso"):
+        path.unlink()
 
 
 def guest_name(recipe: IsoRecipe) -> str:

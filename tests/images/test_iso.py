@@ -21,6 +21,7 @@ from provisiond.images.build_folder import opened
 from provisiond.images.download import download
 from provisiond.images.from_iso import find_key
 from provisiond.images.iso import answers_of, fetch_iso, install_argv, kernel_arguments
+from provisiond.images.phases import Phase
 from provisiond.images.recipe import IsoRecipe
 from provisiond.images.results import Results
 from provisiond.iso.installation import (
@@ -239,6 +240,44 @@ async def test_an_iso_is_fetched_once_and_its_hash_is_what_was_asked_for(tmp_pat
         assert path.read_bytes() == iso.read_bytes()
     with opened(tmp_path / "build") as folder:  # the server is gone
         assert (await fetch_iso(right, folder, silent))[1] == digest
+
+
+async def test_another_url_is_another_iso_and_one_is_in_the_folder(tmp_path: Path) -> None:
+    first = write_iso(tmp_path / "first.iso", DEBIAN)
+    second = write_iso(tmp_path / "second.iso", RED_HAT)
+    with serving(tmp_path) as url, opened(tmp_path / "build") as folder:
+        for iso in (first, second, first):
+            path, _ = await fetch_iso(recipe_of(iso=f"{url}/{iso.name}"), folder, silent)
+            assert path.read_bytes() == iso.read_bytes()
+            assert list(folder.path.glob("*.iso")) == [path]
+
+
+async def test_update_done_again_fetches_the_iso_again(tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    served.mkdir()
+    iso = write_iso(served / "debian.iso", DEBIAN)
+    words = ["image", "build", "web", "--folder", str(tmp_path / "build")]
+
+    def build(*more: str) -> str:
+        """The hash of the ISO that `update` has found; init is done where it is left."""
+        ended = subprocess.run(
+            [PROVISIONCTL, *words, *more, "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return str(json.loads(ended.stdout)["phases"]["update"]["result"]["sha256"])
+
+    with serving(served) as url:
+        with opened(tmp_path / "build") as folder:
+            folder.keep_recipe(recipe_of(iso=f"{url}/debian.iso"))
+            folder.end(Phase.INIT, seconds=1.0, result={})
+        before = await asyncio.to_thread(build, "--phase", "update")
+        assert before == hashlib.sha256(iso.read_bytes()).hexdigest()
+        write_iso(iso, {**DEBIAN, "more": b""})
+        again = await asyncio.to_thread(build, "--again", "update", "--until", "update")
+        assert again == hashlib.sha256(iso.read_bytes()).hexdigest() != before
 
 
 async def test_what_cannot_be_fetched_leaves_nothing_under_its_name(tmp_path: Path) -> None:
