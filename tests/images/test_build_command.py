@@ -191,6 +191,19 @@ async def test_with_a_daemon_the_image_becomes_a_base_once(daemon: Daemon, tmp_p
     assert (shown.made_of.recipe or {})["name"] == "web"
 
 
+async def test_a_base_that_is_gone_is_registered_again(daemon: Daemon, tmp_path: Path) -> None:
+    built_and_verified(tmp_path)
+    command = Command(daemon.socket)
+
+    async def register() -> Ended:
+        return await build(command, tmp_path / "build", "--phase", "register", "--json")
+
+    assert (await register()).status == 0
+    assert (await command.run("base", "remove", "web")).status == 0
+    assert (await register()).status == 0
+    assert (await command.run("base", "show", "web")).status == 0
+
+
 async def test_without_a_daemon_it_is_said_how_the_image_becomes_a_base(
     command: Command, tmp_path: Path
 ) -> None:
