@@ -6,6 +6,7 @@ the next run of the phase ends it first.
 
 import asyncio
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,7 @@ class IsoInstallation:
         iso = iso_file(self._recipe, self._folder)
         found = await asyncio.to_thread(read_installation, iso)
         answers = self._folder.work / _ANSWERS[found.installer]
-        answers.write_text(answers_of(self._recipe, found))
+        write_answers(answers, answers_of(self._recipe, found))
         part, console = self._folder.work / "image.qcow2", self._folder.path / "console.log"
         self._folder.work.chmod(0o711)  # QEMU runs as another user
         await self._end_guest()
@@ -194,6 +195,13 @@ def answers_of(recipe: IsoRecipe, found: InstallationIso) -> str:
         **_mirror_of(recipe, found),
     }
     return re.sub(r"@([A-Z_]+)@", lambda it: filled.get(it[1], it[0]), text)
+
+
+def write_answers(path: Path, text: str) -> None:
+    """Make the file, which may hold passwords: from its birth nobody else may read it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w") as file:
+        file.write(text)
 
 
 def _listed(recipe: IsoRecipe, found: InstallationIso) -> str:

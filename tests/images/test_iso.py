@@ -20,7 +20,13 @@ from provisiond.errors import DownloadFailed, ImageRefused, NotReady
 from provisiond.images.build_folder import opened
 from provisiond.images.download import download
 from provisiond.images.from_iso import find_key
-from provisiond.images.iso import answers_of, fetch_iso, install_argv, kernel_arguments
+from provisiond.images.iso import (
+    answers_of,
+    fetch_iso,
+    install_argv,
+    kernel_arguments,
+    write_answers,
+)
 from provisiond.images.phases import Phase
 from provisiond.images.recipe import IsoRecipe
 from provisiond.images.results import Results
@@ -191,6 +197,12 @@ def test_the_installer_is_told_where_its_answers_are_and_to_ask_nobody() -> None
     assert {"auto=true", "priority=critical", "preseed/file=/preseed.cfg"} <= set(words)
     words = kernel_arguments(ALMA_ISO, answers=Path("/w/kickstart.cfg")).split()
     assert {"inst.ks=file:/kickstart.cfg", "inst.text"} <= set(words)
+
+
+def test_answers_may_hold_passwords_and_nobody_else_may_read_them(tmp_path: Path) -> None:
+    write_answers(tmp_path / "preseed.cfg", "d-i passwd/root-password password x")
+    assert (tmp_path / "preseed.cfg").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "preseed.cfg").read_text().endswith("password x")
 
 
 def test_every_option_of_virt_install_has_its_value() -> None:
