@@ -6,7 +6,6 @@ the next run of the phase ends it first.
 
 import asyncio
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +84,13 @@ class IsoInstallation:
         try:
             await run_said(
                 install_argv(
-                    self._recipe, found, iso=iso, disk=part, answers=answers, console=console
+                    self._recipe,
+                    found,
+                    guest=guest_name(self._recipe, self._folder),
+                    iso=iso,
+                    disk=part,
+                    answers=answers,
+                    console=console,
                 ),
                 name="virt-install",
                 said=self._said,
@@ -100,7 +105,7 @@ class IsoInstallation:
     async def _end_guest(self) -> None:
         """End what an earlier run has left of the guest that installs, or this one."""
         connect = ("virsh", "--connect", self._recipe.libvirt_uri)
-        name = guest_name(self._recipe)
+        name = guest_name(self._recipe, self._folder)
         await run([*connect, "destroy", name], check=False)
         await run([*connect, "undefine", name], check=False)
 
@@ -137,15 +142,17 @@ def forget_iso(folder: BuildFolder) -> None:
         path.unlink()
 
 
-def guest_name(recipe: IsoRecipe) -> str:
-    """The domain that installs; nothing else may have this name."""
-    return f"provisiond-build-{recipe.name}"
+def guest_name(recipe: IsoRecipe, folder: BuildFolder) -> str:
+    """The domain that installs in this folder; nothing else may have this name."""
+    where = hashlib.sha256(bytes(folder.path.resolve())).hexdigest()[:12]
+    return f"provisiond-build-{recipe.name}-{where}"
 
 
 def install_argv(
     recipe: IsoRecipe,
     found: InstallationIso,
     *,
+    guest: str,
     iso: Path,
     disk: Path,
     answers: Path,
@@ -155,7 +162,7 @@ def install_argv(
     return [
         "virt-install",
         *("--connect", recipe.libvirt_uri),
-        *("--name", guest_name(recipe)),
+        *("--name", guest),
         *("--memory", str(recipe.memory_mib)),
         *("--vcpus", str(recipe.vcpus)),
         *("--osinfo", "detect=on,require=off"),
@@ -199,9 +206,8 @@ def answers_of(recipe: IsoRecipe, found: InstallationIso) -> str:
 
 def write_answers(path: Path, text: str) -> None:
     """Make the file, which may hold passwords: from its birth nobody else may read it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w") as file:
-        file.write(text)
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_text(text)
 
 
 def _listed(recipe: IsoRecipe, found: InstallationIso) -> str:

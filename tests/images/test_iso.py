@@ -23,6 +23,7 @@ from provisiond.images.from_iso import find_key
 from provisiond.images.iso import (
     answers_of,
     fetch_iso,
+    guest_name,
     install_argv,
     kernel_arguments,
     write_answers,
@@ -209,6 +210,7 @@ def test_every_option_of_virt_install_has_its_value() -> None:
     argv = install_argv(
         recipe_of(size=6 * 2**30),
         DEBIAN_ISO,
+        guest="provisiond-build-web-0",
         iso=Path("/srv/a.iso"),
         disk=Path("/w/image.qcow2"),
         answers=Path("/w/preseed.cfg"),
@@ -219,6 +221,15 @@ def test_every_option_of_virt_install_has_its_value() -> None:
     assert words[words.index("--location") + 1] == (
         "/srv/a.iso,kernel=install.amd/vmlinuz,initrd=install.amd/initrd.gz"
     )
+
+
+def test_two_builds_of_one_name_have_guests_of_their_own(tmp_path: Path) -> None:
+    names = []
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for place in ("a", "b", "a", "link"):
+        with opened(tmp_path / place) as folder:
+            names.append(guest_name(recipe_of(), folder))
+    assert names[0] == names[2] == names[3] != names[1]
 
 
 # ---------------------------------------------------------------- fetched

@@ -130,7 +130,9 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(fields: dict[str, Any])
 
 def test_an_at_sign_in_a_path_is_no_password() -> None:
     tree = "https://mirror.example/@eaDir/debian"
-    assert make_recipe({"builder": "iso", "name": "web", "iso": tree, "tree": tree})
+    recipe = make_recipe({"builder": "iso", "name": "web", "iso": tree, "tree": tree})
+    assert isinstance(recipe, IsoRecipe)
+    assert recipe.tree == tree
 
 
 @pytest.mark.parametrize(
