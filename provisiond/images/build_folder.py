@@ -23,11 +23,11 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from provisiond.api.message import Message
-from provisiond.disk.folder import sync, write_whole
+from provisiond.disk.folder import explained, sync, write_whole
 from provisiond.errors import BuildBusy, BuildFailed, RecipeRefused, StateUnwritable
 from provisiond.images import loop_devices
 from provisiond.images.phases import ORDER, Phase, after
-from provisiond.images.recipe import Recipe, parse_recipe
+from provisiond.images.recipe import Recipe, parse_name, parse_recipe
 from provisiond.images.steps import Result
 
 _OF_ROOT = Path("/var/cache/provisiond/builds")
@@ -45,7 +45,8 @@ _RECORD = TypeAdapter(dict[Phase, EndedPhase])
 
 
 def default_folder(name: str) -> Path:
-    """Where the build `name` is if nobody says otherwise."""
+    """Where the build `name` is if nobody says otherwise. Raises RecipeRefused."""
+    parse_name(name)
     if os.geteuid() == 0:
         return _OF_ROOT / name
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -138,17 +139,18 @@ class BuildFolder:
         """Make `work` an empty folder that nobody else may enter.
 
         Loop devices over files in it are detached. Raises BuildFailed where something is mounted in
-        it: nothing is removed then.
+        it: nothing is removed then. Raises StateUnwritable where the file system refuses.
         """
         if mounted := mounts_below(self.work, Path("/proc/self/mountinfo").read_text()):
             raise BuildFailed(
                 f"{mounted[0]} is mounted in the folder of this build",
                 hint=f"Look who needs it, then: umount {mounted[0]}",
             )
-        if self.work.exists():
-            loop_devices.detach_below(self.work.resolve())
-            shutil.rmtree(self.work)
-        self.work.mkdir(mode=0o700)
+        with explained(self.work):
+            if self.work.exists():
+                loop_devices.detach_below(self.work.resolve())
+                shutil.rmtree(self.work)
+            self.work.mkdir(mode=0o700)
 
 
 @contextmanager

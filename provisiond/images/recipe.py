@@ -147,6 +147,7 @@ class IsoRecipe(_Recipe):
 Recipe = Annotated[
     MmdebstrapRecipe | DibRecipe | KiwiRecipe | IsoRecipe, Field(discriminator="builder")
 ]
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 _ADAPTER: TypeAdapter[MmdebstrapRecipe | DibRecipe | KiwiRecipe | IsoRecipe] = TypeAdapter(Recipe)
 
 
@@ -165,6 +166,15 @@ def make_recipe(untrusted_fields: Mapping[str, object]) -> Recipe:
         return _ADAPTER.validate_python(given)
     except ValidationError as error:
         raise _refused(error) from None
+
+
+def parse_name(untrusted: str) -> str:
+    """The name of an image. Raises RecipeRefused."""
+    try:
+        return _NAME.validate_python(untrusted)
+    except ValidationError as error:
+        told = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise RecipeRefused(f"name: {told}") from None
 
 
 def _refused(error: ValidationError) -> RecipeRefused:

@@ -118,6 +118,16 @@ def test_what_cannot_be_built_is_refused_before_anything_is_done(
     assert not (tmp_path / "phases.json").exists()
 
 
+@pytest.mark.parametrize("verb", ["build", "from-iso"])
+def test_a_name_that_leads_elsewhere_is_refused_before_a_folder_is_made(
+    tmp_path: Path, verb: str
+) -> None:
+    words = ["image", verb, *(["/srv/a.iso"] if verb == "from-iso" else [])]
+    ended = CliRunner().invoke(app, [*words, f"../../../..{tmp_path}/x", "--json"])
+    assert json.loads(ended.stdout)["code"] == "recipe_refused"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_builds_in_one_folder_do_not_meet(tmp_path: Path) -> None:
     with opened(tmp_path):
         ended = built(tmp_path, *INIT)

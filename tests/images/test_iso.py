@@ -1,9 +1,11 @@
 """Installation ISOs: what they are, how they are installed, and what was built of them before."""
 
 import asyncio
+import fcntl
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -400,3 +402,24 @@ async def test_a_damaged_result_is_never_loaded(tmp_path: Path) -> None:
     ended = await asyncio.to_thread(from_iso, tmp_path, iso)
     assert json.loads(ended.stdout)["code"] == "tool_missing"
     assert list(store.iterdir()) == []
+
+
+async def test_what_a_kill_has_left_in_the_store_goes_and_what_another_is_at_stays(
+    tmp_path: Path,
+) -> None:
+    store, image = tmp_path / "store", tmp_path / "image"
+    image.write_bytes(b"x")
+    left, at_work = store / ".a.123.part", store / ".b.part"
+    for folder in (left, at_work):
+        folder.mkdir(parents=True)
+        (folder / "image.qcow2").touch()
+    lock = os.open(at_work, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for key in ("b", "c"):
+            await Results(store).keep(key, image)
+        assert sorted(store.iterdir()) == [at_work, store / "c"]
+    finally:
+        os.close(lock)
+    await Results(store).keep("b", image)
+    assert sorted(store.iterdir()) == [store / "b", store / "c"]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provisiond.errors import BuildBusy, BuildFailed, ProvisionError, WrongPhase
+from provisiond.errors import BuildBusy, BuildFailed, ProvisionError, StateUnwritable, WrongPhase
 from provisiond.images.build import Said, Step, run_phases
 from provisiond.images.build_folder import BuildFolder, mounts_below, opened
 from provisiond.images.phases import ORDER, Phase, before, choose_phases
@@ -216,6 +216,13 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ProvisionError, match="file"), opened(tmp_path / "file" / "build"):
         pass
+
+
+def test_a_work_folder_that_cannot_be_removed_is_told(tmp_path: Path) -> None:
+    with in_new(tmp_path) as folder:
+        folder.work.write_text("no folder")
+        with pytest.raises(StateUnwritable, match="work: Not a directory"):
+            folder.clear_work()
 
 
 # ---------------------------------------------------------------- mounts
