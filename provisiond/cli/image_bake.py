@@ -1,6 +1,7 @@
 """provisionctl image bake, extract: the guest's script into an image; kernel and root out of it."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from provisiond.api.requests import DiskFormat
 from provisiond.cli.asking import explained, json_text
 from provisiond.cli.options import Json
 from provisiond.display import new_console, say
-from provisiond.images import baking, extraction
+from provisiond.images import baking, contents, extraction
 from provisiond.images.agent_files import InitSystem
 
 _SUFFIXES = {
@@ -41,24 +42,38 @@ def bake(
 
     Script, README and start-up file are written to a copy that is read back, checked and then takes
     the image's name: whatever happens, the image is as it was or wholly baked. No guest may have
-    it.
+    it. A manifest that lies beside it is written anew.
     """
     console = new_console(stderr=True)
+
+    def said(line: str) -> None:
+        if not as_json:
+            say(console, line)
+
     with explained(as_json=as_json):
-        baked = asyncio.run(
-            baking.bake(
-                image,
-                disk_format=format_of(image, disk_format),
-                init=init,
-                said=lambda line: None if as_json else say(console, line),
-            )
-        )
+        baked = asyncio.run(_bake(image, format_of(image, disk_format), init, said))
     if as_json:
         typer.echo(json_text(asdict(baked), indent=2))
         return
     console = new_console()
     for path in baked.files:
         say(console, path)
+
+
+async def _bake(
+    image: Path, disk_format: DiskFormat, init: InitSystem | None, said: Callable[[str], None]
+) -> baking.Baked:
+    made_of = await contents.manifest_of(image)
+    baked = await baking.bake(image, disk_format=disk_format, init=init, said=said)
+    if made_of is not None:  # it was true of the image as it was before
+        await contents.describe(
+            image,
+            disk_format=disk_format,
+            builder=made_of.builder,
+            recipe=made_of.recipe,
+            said=said,
+        )
+    return baked
 
 
 def extract(

@@ -16,6 +16,7 @@ from provisiond.errors import RecipeRefused
 from provisiond.images.agent_files import InitSystem
 from provisiond.images.build import Step, builder_steps, finishing_steps, run_phases
 from provisiond.images.build_folder import BuildFolder, default_folder, opened, required_recipe
+from provisiond.images.iso import forget_iso
 from provisiond.images.phases import Phase, choose_phases
 from provisiond.images.recipe import Builder, NetworkStack, Recipe, make_recipe, parse_recipe
 from provisiond.images.remote import PHASES, OtherMachine
@@ -179,6 +180,10 @@ def build(
         phases = choose_phases(
             build_folder.ended(), only=course.phase, until=course.until, again=course.again
         )
+        if any(phase in phases for phase in PHASES):
+            build_folder.forget_key()
+        if Phase.UPDATE in phases and Phase.UPDATE in build_folder.ended():
+            forget_iso(build_folder)  # it was asked for again
         steps = steps_of(ctx, build_folder, known)
         if course.on is not None:
             steps |= _steps_there(course, build_folder, known)

@@ -84,6 +84,7 @@ def from_iso(
 
         results = Results(store or default_store())
         key = asyncio.run(find_key(recipe, build_folder, said))
+        build_folder.keep_key(key)
         loaded = asyncio.run(load_result(build_folder, results, key, said))
         if not loaded:
             phases = choose_phases(build_folder.ended(), until=Phase.BAKE)

@@ -159,7 +159,7 @@ async def _read_made_of(
     if digest != made_of.sha256:
         raise ImageRefused(
             f"{order.manifest}: is of another image: the SHA-256 of {order.source} is {digest}",
-            hint="Leave the manifest out, or take the image that it was written for.",
+            hint="Write it anew with provisionctl image describe, or remove it.",
         )
     return made_of
 

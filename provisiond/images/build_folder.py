@@ -2,6 +2,7 @@
 
     recipe.json    what is built
     phases.json    which phases ended, when, in how many seconds, with what result
+    key            what from-iso builds here: all that makes another image makes another key
     image.qcow2    the builder's image, from the end of `build`
     logs/PHASE.log every line that the phase's tools said, each run below the one before
     work/          a builder's own; removed by the next run, whatever ended the last one
@@ -22,12 +23,12 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from provisiond.api.message import Message
-from provisiond.disk.folder import sync, write_whole
+from provisiond.disk.folder import explained, sync, write_whole
 from provisiond.errors import BuildBusy, BuildFailed, RecipeRefused, StateUnwritable
 from provisiond.images import loop_devices
 from provisiond.images.mount_points import mounts_below
 from provisiond.images.phases import ORDER, Phase, after
-from provisiond.images.recipe import Recipe, parse_recipe
+from provisiond.images.recipe import Recipe, parse_name, parse_recipe
 from provisiond.images.steps import Result
 
 _OF_ROOT = Path("/var/cache/provisiond/builds")
@@ -45,7 +46,8 @@ _RECORD = TypeAdapter(dict[Phase, EndedPhase])
 
 
 def default_folder(name: str) -> Path:
-    """Where the build `name` is if nobody says otherwise."""
+    """Where the build `name` is if nobody says otherwise. Raises RecipeRefused."""
+    parse_name(name)
     if os.geteuid() == 0:
         return _OF_ROOT / name
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -63,6 +65,7 @@ class BuildFolder:
         self._lock = lock
         self._recipe = path / "recipe.json"
         self._phases = path / "phases.json"
+        self._key = path / "key"
 
     @property
     def lock_word(self) -> str:
@@ -83,6 +86,17 @@ class BuildFolder:
             return
         self._phases.unlink(missing_ok=True)
         self.write(self._recipe, recipe.model_dump_json(indent=2))
+
+    def keep_key(self, key: str) -> None:
+        """Store the key; where it is another one than before, no phase has ended."""
+        if self._key.exists() and self._key.read_bytes().strip() == key.encode():
+            return
+        self.begin(Phase.INIT)
+        self.write(self._key, key)
+
+    def forget_key(self) -> None:
+        """From now on nobody knows what the phases were done with but the recipe."""
+        self._key.unlink(missing_ok=True)
 
     # ------------------------------------------------------------ phases
     def ended(self) -> dict[Phase, EndedPhase]:
@@ -126,17 +140,18 @@ class BuildFolder:
         """Make `work` an empty folder that nobody else may enter.
 
         Loop devices over files in it are detached. Raises BuildFailed where something is mounted in
-        it: nothing is removed then.
+        it: nothing is removed then. Raises StateUnwritable where the file system refuses.
         """
         if mounted := mounts_below(self.work, Path("/proc/self/mountinfo").read_text()):
             raise BuildFailed(
                 f"{mounted[0]} is mounted in the folder of this build",
                 hint=f"Look who needs it, then: umount {mounted[0]}",
             )
-        if self.work.exists():
-            loop_devices.detach_below(self.work.resolve())
-            shutil.rmtree(self.work)
-        self.work.mkdir(mode=0o700)
+        with explained(self.work):
+            if self.work.exists():
+                loop_devices.detach_below(self.work.resolve())
+                shutil.rmtree(self.work)
+            self.work.mkdir(mode=0o700)
 
 
 @contextmanager

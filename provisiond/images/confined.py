@@ -80,7 +80,8 @@ def confined_argv(
         # Its only purpose is that the lock is handed on with it.
         "PROVISIOND_BUILD_LOCK": folder.lock_word,
     }
-    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    # A proxy's URL may hold a password: it is inherited, as everybody reads command lines.
+    kept_back = [name for name in os.environ if name not in _PASSED_ON]
     return [
         *("setpriv", "--pdeathsig", "KILL"),
         "unshare",
@@ -91,8 +92,8 @@ def confined_argv(
         "--kill-child",
         "--mount-proc",
         "env",
-        "--ignore-environment",
+        *(f"--unset={name}" for name in kept_back),
         f"--chdir={folder.work}",
-        *(f"{name}={value}" for name, value in {**usual, **passed_on, **environment}.items()),
+        *(f"{name}={value}" for name, value in {**usual, **environment}.items()),
         *argv,
     ]

@@ -22,7 +22,8 @@ from provisiond.api.requests import DiskFormat
 from provisiond.disk.fingerprint import hash_file
 from provisiond.disk.folder import write_whole
 from provisiond.disk.image_file import opened
-from provisiond.errors import ImageRefused
+from provisiond.disk.manifest import read_image_manifest
+from provisiond.errors import ImageNotFound, ImageRefused
 from provisiond.images.agent_files import parse_version
 from provisiond.images.file_tree import FileTree, Kind, find
 from provisiond.images.root_system import recognise
@@ -72,6 +73,16 @@ async def describe(
     count = "packages that cannot be read" if packages is None else f"{len(packages)} packages"
     said(f"{place}: {system.name}, {count}")
     return manifest
+
+
+async def manifest_of(image: Path) -> ImageManifest | None:
+    """The manifest beside the image; None where there is none, or not of this image."""
+    path = image.resolve()
+    try:
+        made_of = await asyncio.to_thread(read_image_manifest, manifest_path(path))
+        return made_of if await _hash(path) == made_of.sha256 else None
+    except (ImageNotFound, ImageRefused):
+        return None
 
 
 async def _hash(path: Path) -> str:

@@ -1,14 +1,15 @@
 """What is done to every built image, whichever builder it was: baked, verified, registered."""
 
 import asyncio
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from provisiond.api.client import ProvisiondClient
+from provisiond.api.client import ApiError, ProvisiondClient
 from provisiond.api.image_manifest import manifest_path
-from provisiond.api.replies import JobState
+from provisiond.api.replies import JobState, JobView
 from provisiond.api.requests import DiskFormat, JobKind
-from provisiond.errors import BuildFailed, DaemonUnreachable, ReplyLost
+from provisiond.errors import BaseNotFound, BuildFailed, DaemonUnreachable, ReplyLost
 from provisiond.images.baking import bake
 from provisiond.images.build_folder import BuildFolder, required_recipe
 from provisiond.images.contents import describe
@@ -70,20 +71,42 @@ async def register_image(folder: BuildFolder, *, name: str, socket: Path, said: 
 
 
 def _register(image: Path, name: str, socket: Path, said: Said) -> None:
-    # The same image under the same name is the same job, however often it is asked for.
     request = {
         "kind": JobKind.IMPORT_BASE,
-        "request_id": f"build.{name}.{hash_of(image)[:32]}",
         "name": name,
         "source": str(image),
         "source_format": DiskFormat.QCOW2,
         "manifest": str(manifest_path(image)),
     }
     with ProvisiondClient(socket) as client:
-        job = client.submit(request)
+        job = _submit(client, request, name=name, sha256=hash_of(image))
         for event in client.job_events(job.id):
             said(f"{event.state} {event.detail}")
         job = client.job(job.id)
     if job.state is not JobState.SUCCEEDED:
         why = "it was undone" if job.failure is None else job.failure.message
         raise BuildFailed(f"{name}: the base was not imported: {why}")
+
+
+def _submit(
+    client: ProvisiondClient, request: Mapping[str, object], *, name: str, sha256: str
+) -> JobView:
+    """The job that imports the image: the one that is at it or has done it, else a new one."""
+    told = hashlib.sha256(f"{sha256} {request['source']}".encode()).hexdigest()[:32]
+    attempt = 0
+    while True:
+        attempt += 1  # counted from the first, so that after a kill the same job is found again
+        job = client.submit({**request, "request_id": f"build.{name}.{told}.{attempt}"})
+        if not job.state.ended or (job.state is JobState.SUCCEEDED and _has(client, name, sha256)):
+            return job
+
+
+def _has(client: ProvisiondClient, name: str, sha256: str) -> bool:
+    """Whether the base is there, and made of the image with this hash."""
+    try:
+        made_of = client.base(name).made_of
+    except ApiError as error:
+        if error.reply.code != BaseNotFound.code:
+            raise
+        return False
+    return made_of is not None and made_of.sha256 == sha256

@@ -5,6 +5,7 @@ the next run of the phase ends it first.
 """
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -76,14 +77,20 @@ class IsoInstallation:
         iso = iso_file(self._recipe, self._folder)
         found = await asyncio.to_thread(read_installation, iso)
         answers = self._folder.work / _ANSWERS[found.installer]
-        answers.write_text(answers_of(self._recipe, found))
+        write_answers(answers, answers_of(self._recipe, found))
         part, console = self._folder.work / "image.qcow2", self._folder.path / "console.log"
         self._folder.work.chmod(0o711)  # QEMU runs as another user
         await self._end_guest()
         try:
             await run_said(
                 install_argv(
-                    self._recipe, found, iso=iso, disk=part, answers=answers, console=console
+                    self._recipe,
+                    found,
+                    guest=guest_name(self._recipe, self._folder),
+                    iso=iso,
+                    disk=part,
+                    answers=answers,
+                    console=console,
                 ),
                 name="virt-install",
                 said=self._said,
@@ -98,7 +105,7 @@ class IsoInstallation:
     async def _end_guest(self) -> None:
         """End what an earlier run has left of the guest that installs, or this one."""
         connect = ("virsh", "--connect", self._recipe.libvirt_uri)
-        name = guest_name(self._recipe)
+        name = guest_name(self._recipe, self._folder)
         await run([*connect, "destroy", name], check=False)
         await run([*connect, "undefine", name], check=False)
 
@@ -109,6 +116,7 @@ async def fetch_iso(
     """The ISO and its SHA-256. Raises DownloadFailed where that is not the recipe's."""
     path = iso_file(recipe, folder)
     if isinstance(recipe.iso, str) and not path.exists():
+        forget_iso(folder)  # of another URL
         digest = await download(recipe.iso, path, said=said)
     else:
         if not path.is_file():
@@ -122,19 +130,29 @@ async def fetch_iso(
 
 
 def iso_file(recipe: IsoRecipe, folder: BuildFolder) -> Path:
-    """Where the ISO is, or will be."""
-    return recipe.iso if isinstance(recipe.iso, Path) else folder.path / "installation.iso"
+    """Where the ISO is, or will be: a fetched one has its URL in its name."""
+    if isinstance(recipe.iso, Path):
+        return recipe.iso
+    return folder.path / f"installation-{hashlib.sha256(recipe.iso.encode()).hexdigest()[:16]}.iso"
 
 
-def guest_name(recipe: IsoRecipe) -> str:
-    """The domain that installs; nothing else may have this name."""
-    return f"provisiond-build-{recipe.name}"
+def forget_iso(folder: BuildFolder) -> None:
+    """An ISO that was fetched is fetched again where it is needed."""
+    for path in folder.path.glob("installation-*.iso"):
+        path.unlink()
+
+
+def guest_name(recipe: IsoRecipe, folder: BuildFolder) -> str:
+    """The domain that installs in this folder; nothing else may have this name."""
+    where = hashlib.sha256(bytes(folder.path.resolve())).hexdigest()[:12]
+    return f"provisiond-build-{recipe.name}-{where}"
 
 
 def install_argv(
     recipe: IsoRecipe,
     found: InstallationIso,
     *,
+    guest: str,
     iso: Path,
     disk: Path,
     answers: Path,
@@ -144,7 +162,7 @@ def install_argv(
     return [
         "virt-install",
         *("--connect", recipe.libvirt_uri),
-        *("--name", guest_name(recipe)),
+        *("--name", guest),
         *("--memory", str(recipe.memory_mib)),
         *("--vcpus", str(recipe.vcpus)),
         *("--osinfo", "detect=on,require=off"),
@@ -184,6 +202,12 @@ def answers_of(recipe: IsoRecipe, found: InstallationIso) -> str:
         **_mirror_of(recipe, found),
     }
     return re.sub(r"@([A-Z_]+)@", lambda it: filled.get(it[1], it[0]), text)
+
+
+def write_answers(path: Path, text: str) -> None:
+    """Make the file, which may hold passwords: from its birth nobody else may read it."""
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_text(text)
 
 
 def _listed(recipe: IsoRecipe, found: InstallationIso) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
@@ -45,6 +46,15 @@ def _absolute(path: Path) -> Path:
     return path
 
 
+def _without_login(url: str) -> str:
+    # A recipe is in command lines, in logs, and in manifests that whoever may see a base reads.
+    if "@" in urlsplit(url).netloc:
+        raise ValueError(
+            "must hold no user name and no password: for apt they go into its auth.conf(5)"
+        )
+    return url
+
+
 def _is_plain(text: str) -> bool:
     return text.isprintable() and ":" not in text and "," not in text
 
@@ -52,7 +62,9 @@ def _is_plain(text: str) -> bool:
 Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]{0,99}$")]
 Suite = Annotated[str, Field(pattern=r"^[a-z][a-z0-9.-]{0,39}$")]
 Url = Annotated[
-    str, Field(pattern=r"^(https?|file)://[A-Za-z0-9._~:/?#@!$&'()*+,;=%\[\]-]{1,500}$")
+    str,
+    Field(pattern=r"^(https?|file)://[A-Za-z0-9._~:/?#@!$&'()*+,;=%\[\]-]{1,500}$"),
+    AfterValidator(_without_login),
 ]
 Element = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -135,6 +147,7 @@ class IsoRecipe(_Recipe):
 Recipe = Annotated[
     MmdebstrapRecipe | DibRecipe | KiwiRecipe | IsoRecipe, Field(discriminator="builder")
 ]
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 _ADAPTER: TypeAdapter[MmdebstrapRecipe | DibRecipe | KiwiRecipe | IsoRecipe] = TypeAdapter(Recipe)
 
 
@@ -153,6 +166,15 @@ def make_recipe(untrusted_fields: Mapping[str, object]) -> Recipe:
         return _ADAPTER.validate_python(given)
     except ValidationError as error:
         raise _refused(error) from None
+
+
+def parse_name(untrusted: str) -> str:
+    """The name of an image. Raises RecipeRefused."""
+    try:
+        return _NAME.validate_python(untrusted)
+    except ValidationError as error:
+        told = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise RecipeRefused(f"name: {told}") from None
 
 
 def _refused(error: ValidationError) -> RecipeRefused:

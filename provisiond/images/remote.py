@@ -36,6 +36,10 @@ _FIND = (
     f'PATH={_PATH}; program=$(command -v provisionctl) && "$program" --version && echo "$program"'
 )
 _SENT = ".cache/provisiond/sent"
+INSTALL = (
+    'cd "$1" && { test -e whole || { python3 -m venv --clear --system-site-packages venv'
+    f" && venv/bin/pip install {NAME} && touch whole; }}; }}"
+)
 
 
 class OtherMachine:
@@ -103,11 +107,7 @@ class OtherMachine:
         place = f"{_SENT}/{hashlib.sha256(wheel).hexdigest()[:16]}"
         said(f"{self.target} has no provisionctl {__version__}: sending this one to {place}")
         await self._write(f"{place}/{NAME}", wheel)
-        install = (
-            f"cd {place} && test -e whole || {{ python3 -m venv --clear --system-site-packages venv"
-            f" && venv/bin/pip install {NAME} && touch whole; }}"
-        )
-        await run_said(self.argv(["sh", "-c", install]), name="pip", said=said)
+        await run_said(self.argv(["sh", "-c", INSTALL, "sh", place]), name="pip", said=said)
         return f"{place}/venv/bin/provisionctl"
 
     # ------------------------------------------------------------ ssh

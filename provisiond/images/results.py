@@ -3,10 +3,13 @@
 A result is a folder of its own, named by its key; it appears whole. Nothing in it is ever changed.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from provisiond import __version__
@@ -17,7 +20,7 @@ from provisiond.images.recipe import IsoRecipe
 from provisiond.process import run
 
 _OF_ROOT = Path("/var/cache/provisiond/results")
-_IMAGE, _ABOUT = "image.qcow2", "about.json"
+_IMAGE, _ABOUT, _PART = "image.qcow2", "about.json", ".part"
 
 
 def default_store() -> Path:
@@ -67,14 +70,12 @@ class Results:
 
     async def keep(self, key: str, image: Path) -> None:
         """Keep a copy of the image as the result for this key; one that is there stays."""
-        folder, part = self._path / key, self._path / f".{key}.{os.getpid()}.part"
+        folder, part = self._path / key, self._path / f".{key}{_PART}"
         if folder.exists():
             return
-        with explained(self._path):
-            self._path.mkdir(parents=True, exist_ok=True)
-            if part.exists():
-                shutil.rmtree(part)
-            part.mkdir(mode=0o700)
+        with explained(self._path), self._begun(part) as is_ours:
+            if not is_ours:
+                return  # somebody else is at this very result
             await _copy(image, part / _IMAGE)
             (part / _ABOUT).write_text(json.dumps({"sha256": hash_of(part / _IMAGE)}))
             for path in (part / _IMAGE, part / _ABOUT, part):
@@ -86,6 +87,44 @@ class Results:
                 if not folder.exists():
                     raise
             sync(self._path)
+
+    @contextmanager
+    def _begun(self, part: Path) -> Iterator[bool]:
+        """Make `part` an empty folder, locked for the block; False where another has it.
+
+        What killed ones have left in the store goes: their locks went with them.
+        """
+        self._path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            with _opened(self._path) as store:
+                fcntl.flock(store, fcntl.LOCK_EX)  # no longer than this takes
+                for left in self._path.glob(f".*{_PART}"):
+                    with _opened(left) as descriptor:
+                        if _takes_lock(descriptor):
+                            shutil.rmtree(left)
+                is_ours = not part.exists()
+                if is_ours:
+                    part.mkdir(mode=0o700)
+                    fcntl.flock(held.enter_context(_opened(part)), fcntl.LOCK_EX)
+            yield is_ours
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _takes_lock(descriptor: int) -> bool:
+    """Whether this process has got the lock now, which nobody else had."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 async def _copy(source: Path, target: Path) -> None:

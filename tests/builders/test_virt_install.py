@@ -30,6 +30,7 @@ def test_virt_install_makes_the_guest_that_installs(
     argv = install_argv(
         recipe,
         found,
+        guest="provisiond-build-web-0",
         iso=iso,
         disk=tmp_path / "image.qcow2",
         answers=file,
@@ -38,7 +39,7 @@ def test_virt_install_makes_the_guest_that_installs(
     ended = subprocess.run([*argv, "--print-xml", "1"], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     domain = ET.fromstring(ended.stdout)
-    assert domain.findtext("name") == "provisiond-build-web"
+    assert domain.findtext("name") == "provisiond-build-web-0"
     assert domain.findtext("on_reboot") == "destroy"
     command_line = domain.findtext("os/cmdline") or ""
     assert f"/{answers}" in command_line

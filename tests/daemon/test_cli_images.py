@@ -146,6 +146,7 @@ async def test_a_manifest_of_another_image_is_refused_and_nothing_is_imported(
     said = await command.run(*words)
     assert said.status == 1, said
     assert "is of another image: the SHA-256 of" in said.out
+    assert "hint: Write it anew with provisionctl image describe, or remove it." in said.out
     assert list(daemon.image_dir.glob("bases/*")) == []
     manifest_path(image).write_text("{}")
     said = await command.run(*words)

@@ -118,6 +118,16 @@ def test_what_cannot_be_built_is_refused_before_anything_is_done(
     assert not (tmp_path / "phases.json").exists()
 
 
+@pytest.mark.parametrize("verb", ["build", "from-iso"])
+def test_a_name_that_leads_elsewhere_is_refused_before_a_folder_is_made(
+    tmp_path: Path, verb: str
+) -> None:
+    words = ["image", verb, *(["/srv/a.iso"] if verb == "from-iso" else [])]
+    ended = CliRunner().invoke(app, [*words, f"../../../..{tmp_path}/x", "--json"])
+    assert json.loads(ended.stdout)["code"] == "recipe_refused"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_builds_in_one_folder_do_not_meet(tmp_path: Path) -> None:
     with opened(tmp_path):
         ended = built(tmp_path, *INIT)
@@ -189,6 +199,19 @@ async def test_with_a_daemon_the_image_becomes_a_base_once(daemon: Daemon, tmp_p
     assert shown.made_of is not None
     assert shown.made_of.builder == "mmdebstrap"
     assert (shown.made_of.recipe or {})["name"] == "web"
+
+
+async def test_a_base_that_is_gone_is_registered_again(daemon: Daemon, tmp_path: Path) -> None:
+    built_and_verified(tmp_path)
+    command = Command(daemon.socket)
+
+    async def register() -> Ended:
+        return await build(command, tmp_path / "build", "--phase", "register", "--json")
+
+    assert (await register()).status == 0
+    assert (await command.run("base", "remove", "web")).status == 0
+    assert (await register()).status == 0
+    assert (await command.run("base", "show", "web")).status == 0
 
 
 async def test_without_a_daemon_it_is_said_how_the_image_becomes_a_base(

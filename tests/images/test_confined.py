@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,27 @@ async def test_a_builder_sees_its_own_processes_and_little_of_our_environment(
     assert int(said[-2]) < 10
     assert not [line for line in said if "A_SECRET" in line]
     assert "http_proxy=http://192.0.2.7:3128" in said
+
+
+async def test_a_proxys_password_is_in_no_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://user:hunter2@192.0.2.7:3128")
+    lines: list[bytes] = []
+
+    def said(line: str) -> None:
+        if line == "ready":
+            for process in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    lines.append((process / "cmdline").read_bytes())
+            (folder.work / "seen").touch()
+
+    with opened(tmp_path) as folder:
+        folder.clear_work()
+        script = 'echo ready; until test -e seen; do sleep 0.1; done; test "$https_proxy"'
+        await run_confined(["sh", "-c", script], folder=folder, said=said)
+    assert [line for line in lines if b"until test -e seen" in line]
+    assert not [line for line in lines if b"hunter2" in line]
 
 
 async def test_a_cancelled_build_leaves_nothing(tmp_path: Path) -> None:

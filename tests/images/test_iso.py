@@ -1,9 +1,11 @@
 """Installation ISOs: what they are, how they are installed, and what was built of them before."""
 
 import asyncio
+import fcntl
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -20,7 +22,15 @@ from provisiond.errors import DownloadFailed, ImageRefused, NotReady
 from provisiond.images.build_folder import opened
 from provisiond.images.download import download
 from provisiond.images.from_iso import find_key
-from provisiond.images.iso import answers_of, fetch_iso, install_argv, kernel_arguments
+from provisiond.images.iso import (
+    answers_of,
+    fetch_iso,
+    guest_name,
+    install_argv,
+    kernel_arguments,
+    write_answers,
+)
+from provisiond.images.phases import Phase
 from provisiond.images.recipe import IsoRecipe
 from provisiond.images.results import Results
 from provisiond.iso.installation import (
@@ -192,10 +202,17 @@ def test_the_installer_is_told_where_its_answers_are_and_to_ask_nobody() -> None
     assert {"inst.ks=file:/kickstart.cfg", "inst.text"} <= set(words)
 
 
+def test_answers_may_hold_passwords_and_nobody_else_may_read_them(tmp_path: Path) -> None:
+    write_answers(tmp_path / "preseed.cfg", "d-i passwd/root-password password x")
+    assert (tmp_path / "preseed.cfg").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "preseed.cfg").read_text().endswith("password x")
+
+
 def test_every_option_of_virt_install_has_its_value() -> None:
     argv = install_argv(
         recipe_of(size=6 * 2**30),
         DEBIAN_ISO,
+        guest="provisiond-build-web-0",
         iso=Path("/srv/a.iso"),
         disk=Path("/w/image.qcow2"),
         answers=Path("/w/preseed.cfg"),
@@ -206,6 +223,15 @@ def test_every_option_of_virt_install_has_its_value() -> None:
     assert words[words.index("--location") + 1] == (
         "/srv/a.iso,kernel=install.amd/vmlinuz,initrd=install.amd/initrd.gz"
     )
+
+
+def test_two_builds_of_one_name_have_guests_of_their_own(tmp_path: Path) -> None:
+    names = []
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for place in ("a", "b", "a", "link"):
+        with opened(tmp_path / place) as folder:
+            names.append(guest_name(recipe_of(), folder))
+    assert names[0] == names[2] == names[3] != names[1]
 
 
 # ---------------------------------------------------------------- fetched
@@ -239,6 +265,44 @@ async def test_an_iso_is_fetched_once_and_its_hash_is_what_was_asked_for(tmp_pat
         assert path.read_bytes() == iso.read_bytes()
     with opened(tmp_path / "build") as folder:  # the server is gone
         assert (await fetch_iso(right, folder, silent))[1] == digest
+
+
+async def test_another_url_is_another_iso_and_one_is_in_the_folder(tmp_path: Path) -> None:
+    first = write_iso(tmp_path / "first.iso", DEBIAN)
+    second = write_iso(tmp_path / "second.iso", RED_HAT)
+    with serving(tmp_path) as url, opened(tmp_path / "build") as folder:
+        for iso in (first, second, first):
+            path, _ = await fetch_iso(recipe_of(iso=f"{url}/{iso.name}"), folder, silent)
+            assert path.read_bytes() == iso.read_bytes()
+            assert list(folder.path.glob("*.iso")) == [path]
+
+
+async def test_update_done_again_fetches_the_iso_again(tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    served.mkdir()
+    iso = write_iso(served / "debian.iso", DEBIAN)
+    words = ["image", "build", "web", "--folder", str(tmp_path / "build")]
+
+    def build(*more: str) -> str:
+        """The hash of the ISO that `update` has found; init is done where it is left."""
+        ended = subprocess.run(
+            [PROVISIONCTL, *words, *more, "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return str(json.loads(ended.stdout)["phases"]["update"]["result"]["sha256"])
+
+    with serving(served) as url:
+        with opened(tmp_path / "build") as folder:
+            folder.keep_recipe(recipe_of(iso=f"{url}/debian.iso"))
+            folder.end(Phase.INIT, seconds=1.0, result={})
+        before = await asyncio.to_thread(build, "--phase", "update")
+        assert before == hashlib.sha256(iso.read_bytes()).hexdigest()
+        write_iso(iso, {**DEBIAN, "more": b""})
+        again = await asyncio.to_thread(build, "--again", "update", "--until", "update")
+        assert again == hashlib.sha256(iso.read_bytes()).hexdigest() != before
 
 
 async def test_what_cannot_be_fetched_leaves_nothing_under_its_name(tmp_path: Path) -> None:
@@ -317,6 +381,19 @@ async def test_another_iso_or_recipe_is_built_anew(tmp_path: Path, changed: str)
     assert ended.returncode != 0
 
 
+async def test_an_iso_that_was_exchanged_never_gives_the_image_of_the_old_one(
+    tmp_path: Path,
+) -> None:
+    iso = write_iso(tmp_path / "debian.iso", DEBIAN)
+    store = await keep(tmp_path, recipe_of(iso=str(iso)), b"of the old one")
+    assert (await asyncio.to_thread(from_iso, tmp_path, iso)).returncode == 0
+    write_iso(iso, {**DEBIAN, "more": b""})
+    for _ in range(2):  # the second finds the key of the first
+        ended = await asyncio.to_thread(from_iso, tmp_path, iso)
+        assert json.loads(ended.stdout)["code"] == "tool_missing"
+    assert len(list(store.iterdir())) == 1
+
+
 async def test_a_damaged_result_is_never_loaded(tmp_path: Path) -> None:
     iso = write_iso(tmp_path / "debian.iso", DEBIAN)
     store = await keep(tmp_path, recipe_of(iso=str(iso)), b"built before")
@@ -325,3 +402,24 @@ async def test_a_damaged_result_is_never_loaded(tmp_path: Path) -> None:
     ended = await asyncio.to_thread(from_iso, tmp_path, iso)
     assert json.loads(ended.stdout)["code"] == "tool_missing"
     assert list(store.iterdir()) == []
+
+
+async def test_what_a_kill_has_left_in_the_store_goes_and_what_another_is_at_stays(
+    tmp_path: Path,
+) -> None:
+    store, image = tmp_path / "store", tmp_path / "image"
+    image.write_bytes(b"x")
+    left, at_work = store / ".a.123.part", store / ".b.part"
+    for folder in (left, at_work):
+        folder.mkdir(parents=True)
+        (folder / "image.qcow2").touch()
+    lock = os.open(at_work, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for key in ("b", "c"):
+            await Results(store).keep(key, image)
+        assert sorted(store.iterdir()) == [at_work, store / "c"]
+    finally:
+        os.close(lock)
+    await Results(store).keep("b", image)
+    assert sorted(store.iterdir()) == [store / "b", store / "c"]

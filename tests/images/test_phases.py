@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provisiond.errors import BuildBusy, BuildFailed, ProvisionError, WrongPhase
+from provisiond.errors import BuildBusy, BuildFailed, ProvisionError, StateUnwritable, WrongPhase
 from provisiond.images.build import Said, Step, run_phases
 from provisiond.images.build_folder import BuildFolder, opened
 from provisiond.images.mount_points import mounts_below
@@ -153,6 +153,21 @@ async def test_another_recipe_begins_anew_and_the_same_one_does_not(tmp_path: Pa
         assert folder.ended() == {}
 
 
+async def test_another_key_begins_anew_and_the_same_one_does_not(tmp_path: Path) -> None:
+    steps = {phase: working() for phase in ORDER}
+    with in_new(tmp_path) as folder:
+        folder.keep_key("a")
+        await run_phases(folder, ORDER[:3], steps=steps, watcher=Seen())
+        folder.keep_key("a")
+        assert len(folder.ended()) == 3
+        folder.keep_key("b")
+        assert folder.ended() == {}
+        await run_phases(folder, ORDER[:3], steps=steps, watcher=Seen())
+        folder.forget_key()
+        folder.keep_key("b")
+        assert folder.ended() == {}
+
+
 def test_a_kill_in_a_phase_leaves_those_before_it_ended_and_the_folder_free(
     tmp_path: Path,
 ) -> None:
@@ -202,6 +217,13 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ProvisionError, match="file"), opened(tmp_path / "file" / "build"):
         pass
+
+
+def test_a_work_folder_that_cannot_be_removed_is_told(tmp_path: Path) -> None:
+    with in_new(tmp_path) as folder:
+        folder.work.write_text("no folder")
+        with pytest.raises(StateUnwritable, match="work: Not a directory"):
+            folder.clear_work()
 
 
 # ---------------------------------------------------------------- mounts

@@ -112,6 +112,30 @@ def test_a_bad_field_is_refused_by_its_name(fields: dict[str, Any], why: str) ->
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"builder": "mmdebstrap", "suite": "trixie", "mirror": "https://u:secret@mirror/debian"},
+        {"builder": "dib", "security_mirror": "https://secret@mirror/debian"},
+        {"builder": "iso", "iso": "https://u:secret@mirror/a.iso"},
+        {"builder": "iso", "iso": "/srv/a.iso", "tree": "http://u:secret@mirror?x"},
+    ],
+)
+def test_a_password_in_a_url_is_refused_and_not_repeated(fields: dict[str, Any]) -> None:
+    with pytest.raises(RecipeRefused, match=r"auth\.conf") as caught:
+        make_recipe({"name": "web", **fields})
+    assert "secret" not in caught.value.message
+    with pytest.raises(RecipeRefused, match=r"auth\.conf"):
+        parse_recipe(json.dumps({"name": "web", **fields}))
+
+
+def test_an_at_sign_in_a_path_is_no_password() -> None:
+    tree = "https://mirror.example/@eaDir/debian"
+    recipe = make_recipe({"builder": "iso", "name": "web", "iso": tree, "tree": tree})
+    assert isinstance(recipe, IsoRecipe)
+    assert recipe.tree == tree
+
+
+@pytest.mark.parametrize(
     "iso", ["", "relative.iso", "/srv/../a.iso", "/srv/a,b.iso", "ftp://x/a.iso", "https://x/a b"]
 )
 def test_a_strange_iso_is_refused(iso: str) -> None:

@@ -19,7 +19,7 @@ from provisiond.images.build_folder import opened
 from provisiond.images.own_wheel import NAME, make_wheel
 from provisiond.images.phases import Phase
 from provisiond.images.recipe import MmdebstrapRecipe
-from provisiond.images.remote import OtherMachine, require_own_agent
+from provisiond.images.remote import INSTALL, OtherMachine, require_own_agent
 from provisiond.images.steps import Result
 from tests.daemon.command import PROVISIONCTL
 from tests.images.golden import LAYOUTS, make_golden, make_tree
@@ -112,6 +112,16 @@ def test_a_host_that_cannot_be_reached_is_told(server: Server, tmp_path: Path) -
     ended = build(server, tmp_path, *words, host="root@192.0.2.9")
     assert ended.returncode != 0
     assert "root@192.0.2.9: cannot be reached" in ended.stderr
+
+
+def test_nothing_is_installed_beside_the_place_for_it(tmp_path: Path) -> None:
+    """The folder is gone between the copy and the installation."""
+    ended = subprocess.run(["sh", "-c", INSTALL, "sh", "sent/0"], cwd=tmp_path, check=False)
+    assert ended.returncode != 0
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "sent" / "0").mkdir(parents=True)
+    (tmp_path / "sent" / "0" / "whole").touch()
+    subprocess.run(["sh", "-c", INSTALL, "sh", "sent/0"], cwd=tmp_path, check=True)
 
 
 @given(st.text(max_size=20))
