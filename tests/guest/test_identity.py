@@ -114,6 +114,14 @@ def test_a_machine_that_can_make_no_new_keys_keeps_the_old_ones(system: Machine)
     assert differ(golden, identity_of(system))
 
 
+def test_nobody_reaches_it_at_its_own_address_by_the_keys_of_the_image(system: Machine) -> None:
+    golden = identity_of(with_identity(system))
+    system.run("ip", "link", "del", "eth0")
+    failed = system.provision(conf(IF0_MAC=MACS[0], IF0_ADDRESSES="10.0.0.5/24"))
+    assert (failed.status, failed.failed_step) == (1, "network")
+    assert differ(golden, identity_of(system))
+
+
 def test_an_old_ssh_keygen_makes_the_kinds_that_it_knows(machine: Machine) -> None:
     """OpenSSH 5.3, of CentOS 6: no -A, no ECDSA, no Ed25519. A kind that it cannot make goes."""
     if machine.kind == "busybox":
