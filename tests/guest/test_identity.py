@@ -3,6 +3,7 @@
 import re
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.guest.machine import (
     STATE_FILE,
     Machine,
     Outcome,
+    copy_with_libraries,
 )
 from tests.guest.machine import configuration as conf
 from tests.guest.test_again import snapshot
@@ -28,7 +30,7 @@ GOLDEN_ID = "0123456789abcdef0123456789abcdef\n"
 
 def with_identity(machine: Machine) -> Machine:
     """The keys and the machine-id that every copy of this image has."""
-    machine.path("/etc/ssh").mkdir()
+    machine.path("/etc/ssh").mkdir(exist_ok=True)
     machine.run(
         "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/etc/ssh/ssh_host_ed25519_key"
     )
@@ -92,6 +94,75 @@ def test_what_an_older_script_provisioned_keeps_them(system: Machine) -> None:
     system.write(STATE_FILE, f"{INSTANCE} 1 {NONCE}\n", mode=0o600)
     assert system.provision(conf(GENERATION="2", NONCE=OTHER_NONCE)).status == 0
     assert identity_of(system) == own
+
+
+def test_a_machine_that_can_make_no_new_keys_keeps_the_old_ones(system: Machine) -> None:
+    """Its disk is full: a server that starts now must find keys."""
+    system.path("/etc/ssh").mkdir()
+    system.run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/etc/ssh")
+    golden = identity_of(with_identity(system))
+    system.run("sh", "-c", "! cat /dev/zero >/etc/ssh/moduli")
+    failed = system.provision(conf())
+    assert (failed.status, failed.failed_step) == (1, "identity")
+    assert "cannot make SSH host keys: " in failed.log
+    assert "No space left on device" in failed.log
+    assert identity_of(system) == golden
+    names = {path.name for path in system.path("/etc/ssh").iterdir()}
+    assert names == {"moduli", "ssh_host_ed25519_key", "ssh_host_ed25519_key.pub"}
+    system.path("/etc/ssh/moduli").unlink()
+    assert system.provision(conf()).status == 0
+    assert differ(golden, identity_of(system))
+
+
+def test_nobody_reaches_it_at_its_own_address_by_the_keys_of_the_image(system: Machine) -> None:
+    golden = identity_of(with_identity(system))
+    system.run("ip", "link", "del", "eth0")
+    failed = system.provision(conf(IF0_MAC=MACS[0], IF0_ADDRESSES="10.0.0.5/24"))
+    assert (failed.status, failed.failed_step) == (1, "network")
+    assert differ(golden, identity_of(system))
+
+
+def test_an_old_ssh_keygen_makes_the_kinds_that_it_knows(machine: Machine) -> None:
+    """OpenSSH 5.3, of CentOS 6: no -A, no ECDSA, no Ed25519. A kind that it cannot make goes."""
+    if machine.kind == "busybox":
+        copy_with_libraries(Path("/usr/bin/ssh-keygen"), machine.path("/"))
+    with_identity(machine)
+    machine.run("cp", "/usr/bin/ssh-keygen", "/usr/bin/ssh-keygen.new")
+    machine.write(
+        "/usr/bin/ssh-keygen",
+        "#!/bin/sh\n"
+        'case " $* " in *" -A "*) echo "unknown option -- A" >&2 && exit 1 ;; esac\n'
+        'case " $* " in *" -t e"*) echo "unknown key type $3" >&2 && exit 1 ;; esac\n'
+        'exec ssh-keygen.new "$@"\n',
+        mode=0o755,
+    )
+    outcome = machine.provision(conf())
+    assert outcome.status == 0
+    assert "some SSH host keys were not made: unknown key type ecdsa" in outcome.log
+    names = sorted(path.name for path in machine.path("/etc/ssh").iterdir())
+    assert names == ["ssh_host_rsa_key", "ssh_host_rsa_key.pub"]
+    assert machine.run("ssh-keygen.new", "-lf", "/etc/ssh/ssh_host_rsa_key").endswith("(RSA)\n")
+
+
+def test_others_may_read_a_public_key_and_the_server_gets_the_usual_umask(
+    system: Machine,
+) -> None:
+    with_identity(system)
+    system.write("/etc/init.d/ssh", '#!/bin/sh\necho "$1 $(umask)" >/run/ssh.said\n', mode=0o755)
+    system.path("/etc/rc2.d").mkdir(exist_ok=True)
+    system.path("/etc/rc2.d/S01ssh").symlink_to("../init.d/ssh")
+    assert system.provision(conf()).status == 0
+    assert system.read("/run/ssh.said") == "restart 0022\n"
+    modes = {
+        path.name.removeprefix("ssh_host_"): path.stat().st_mode & 0o7777
+        for path in system.path("/etc/ssh").iterdir()
+    }
+    assert modes == {
+        f"{kind}_key{end}": mode
+        for kind in ("rsa", "ecdsa", "ed25519")
+        for end, mode in (("", 0o600), (".pub", 0o644))
+    }
+    assert system.path("/var/lib/provision-guest/identity").stat().st_mode & 0o7777 == 0o600
 
 
 def test_a_system_without_an_ssh_server_needs_no_keys(machine: Machine) -> None:

@@ -24,13 +24,13 @@ GUEST_SCRIPT = PROJECT / "guest-agent" / "provision-guest"
 STEPS = (
     "hostname",
     "hosts",
+    "identity",
     "network",
     "persist",
     "dns",
     "password",
     "ssh-keys",
     "timezone",
-    "identity",
     "verify",
 )
 
