@@ -77,5 +77,6 @@ def order_of(request: ImportBaseRequest, *, job_id: str, image_dir: Path) -> Bas
         source_format=request.source_format,
         format=request.format,
         parent=request.parent,
+        manifest=request.manifest,
         plan=plan_base(job_id, name=request.name, disk_format=request.format, image_dir=image_dir),
     )

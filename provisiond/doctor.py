@@ -31,7 +31,7 @@ from provisiond.errors import (
 from provisiond.iso.image import IN_MEMORY, file_system
 from provisiond.process import run
 from provisiond.settings import DEFAULT_CONFIG, Settings, read_settings
-from provisiond.virt.kvm import Kvm, probe_kvm
+from provisiond.virt.kvm import PROBE_SECONDS, Kvm, host_kernel, probe_kvm
 from provisiond.virt.template import read_template
 from provisiond.virt.xml import parse_domain
 from provisiond.xenstore.client import find_xenstore
@@ -40,7 +40,6 @@ MIB = 1024 * 1024
 # A config ISO has well under one MiB, and a job some KiB in the state file.
 SPACE_NEEDED = 8 * MIB
 SPACE_COMFORTABLE = 64 * MIB
-PROBE_SECONDS = 20.0
 _ANSWER_SECONDS = 5.0
 _SWAPS = Path("/proc/swaps")
 _XEN_CAPABILITIES = Path("/proc/xen/capabilities")
@@ -348,15 +347,6 @@ async def check_kvm(kernel: Path | None) -> Check:
 
 
 _NO_KVM = "Use <domain type='qemu'>, which needs no KVM and is slow."
-
-
-def host_kernel() -> Path | None:
-    """The running kernel's file, or the newest other one that Debian or Fedora keeps in /boot."""
-    running = Path(f"/boot/vmlinuz-{os.uname().release}")
-    if running.exists():
-        return running
-    others = sorted(Path("/boot").glob("vmlinuz-*"), key=lambda file: file.stat().st_mtime)
-    return others[-1] if others else None
 
 
 async def check_qemu_img() -> Check:

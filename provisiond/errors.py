@@ -5,6 +5,7 @@ stable and travels over the wire. Nothing here may carry a secret: an error reac
 and replies.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -364,11 +365,101 @@ class ShuttingDown(ProvisionError):
     default_hint = "Ask again when it is back."
 
 
+class NotPermitted(ProvisionError):
+    """This user may not do it on this host."""
+
+    code = "not_permitted"
+    default_hint = "Become root: sudo."
+
+
+class ImageNotVerified(ProvisionError):
+    """A guest of the image did not become what it was to become; `console` is what it said last."""
+
+    code = "image_not_verified"
+    default_hint = (
+        "Look at what the guest says on its console, and with --screenshot at its screen."
+    )
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, console: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.console = tuple(console)
+
+
+class AgentSilent(ImageNotVerified):
+    """No guest script said hello in time."""
+
+    code = "agent_silent"
+    default_hint = (
+        "Is it in the image, and does it start at boot? provisionctl image bake puts it there; "
+        "a slow guest needs more time."
+    )
+
+
+class NoLogin(ImageNotVerified):
+    """The guest was configured, but nobody could log in on its serial console to look."""
+
+    code = "no_login"
+    default_hint = (
+        "The image needs console=ttyS0 and a getty there; --no-login is content without it."
+    )
+
+
 class ToolFailed(ProvisionError):
     """A program that provisiond runs is absent or ended with an error."""
 
     code = "tool_failed"
     default_hint = "The message holds the tool's own words."
+
+
+class ToolMissing(ProvisionError):
+    """A program that a command needs is not installed."""
+
+    code = "tool_missing"
+    default_hint = "Install the package that the message names."
+
+
+class RecipeRefused(ProvisionError):
+    """An image cannot be built of what was asked for."""
+
+    code = "recipe_refused"
+    default_hint = "provisionctl image build --help tells what each builder takes."
+
+
+class WrongPhase(ProvisionError):
+    """A phase of a build cannot be done yet."""
+
+    code = "wrong_phase"
+    default_hint = "Run the phases before it first."
+
+
+class BuildBusy(ProvisionError):
+    """A build is at work in the folder."""
+
+    code = "build_busy"
+    default_hint = "Wait for its end, or end it."
+
+
+class NotReady(ProvisionError):
+    """The host cannot build this image as it is."""
+
+    code = "not_ready"
+    default_hint = "Mend what the message names, then ask again."
+
+
+class BuildFailed(ProvisionError):
+    """A phase of a build failed."""
+
+    code = "build_failed"
+    default_hint = "The phase's log in the build's folder has the tool's own words."
+
+
+class DownloadFailed(ProvisionError):
+    """A file cannot be fetched, or is not the one that was asked for."""
+
+    code = "download_failed"
+    default_hint = "Look at the address and its checksum, then ask again."
 
 
 class Cancelled(ProvisionError):

@@ -3,11 +3,13 @@
 In a pipe a size is in bytes and an id is whole; on a terminal both are as a person reads them.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
+from provisiond.api.image_manifest import ImageManifest
 from provisiond.api.replies import AddressView, BaseView, DiskView, DomainDiskView, DomainView
 from provisiond.display import SHORT_ID, exact_time, show_fact, show_rows
 from provisiond.sizes import show_size
@@ -110,6 +112,23 @@ def show_base(console: Console, base: BaseView) -> None:
     show_fact(console, "imported", f"{exact_time(base.imported_at)} from {base.source}")
     show_fact(console, "parent", base.parent or NONE)
     show_fact(console, "overlays", ", ".join(base.overlays) or NONE)
+    if base.made_of is not None:
+        _show_made_of(console, base.made_of)
+
+
+def _show_made_of(console: Console, made_of: ImageManifest) -> None:
+    agent = made_of.agent_version and f"provision-guest {made_of.agent_version}"
+    show_fact(console, "system", made_of.distribution or NONE)
+    show_fact(console, "init", made_of.init or NONE)
+    show_fact(console, "built by", made_of.builder or NONE)
+    if made_of.made_at is not None:
+        show_fact(console, "built", exact_time(made_of.made_at))
+    if made_of.recipe is not None:
+        show_fact(console, "recipe", json.dumps(made_of.recipe))
+    show_fact(console, "agent", agent or NONE)
+    show_fact(console, "agent sha256", made_of.agent_sha256 or NONE)
+    packages = NONE if made_of.packages is None else str(len(made_of.packages))
+    show_fact(console, "packages", f"{packages} (--json lists them)")
 
 
 # ---------------------------------------------------------------- cells

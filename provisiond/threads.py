@@ -69,6 +69,21 @@ class Threads:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+async def call_until_told(function: Callable[[threading.Event], R]) -> R:
+    """Run `function` in a thread of its own. On cancellation it is told so by the event, which it
+    looks at as often as it likes, and waited for."""
+    threads, ended = Threads(size=1, name="told"), threading.Event()
+    call = asyncio.ensure_future(threads.call(function, ended))
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        ended.set()
+        await asyncio.wait([call])
+        raise
+    finally:
+        threads.close()
+
+
 def call_in_background(
     function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
 ) -> asyncio.Future[R]:

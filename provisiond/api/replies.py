@@ -4,6 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
+from provisiond.api.image_manifest import ImageManifest
 from provisiond.api.message import Message
 from provisiond.api.requests import DiskFormat, JobKind
 
@@ -175,6 +176,8 @@ class BaseView(Message):
     immutable: bool
     changed: str | None
     overlays: list[str]
+    made_of: ImageManifest | None = None
+    """What the image was made of, where its maker said so; in a list without the packages."""
 
 
 class BaseList(Message):

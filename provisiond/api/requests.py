@@ -208,7 +208,8 @@ class ImportBaseRequest(_Request):
     """Make a golden base out of the image `source`, a file of this host.
 
     Its format is never guessed. With `parent`, the source is an overlay over that base, and the new
-    base stands on it as well.
+    base stands on it as well. `manifest`, a file of this host as well, says what the source is made
+    of (an ImageManifest); it is kept with the base.
     """
 
     kind: Literal[JobKind.IMPORT_BASE]
@@ -217,6 +218,7 @@ class ImportBaseRequest(_Request):
     source_format: DiskFormat
     format: DiskFormat = DiskFormat.QCOW2
     parent: Name | None = None
+    manifest: Annotated[Path, AfterValidator(_absolute)] | None = None
 
 
 class VerifyBaseRequest(_Request):

@@ -192,12 +192,12 @@ def _add_images(app: FastAPI, inventory: Inventory) -> None:
     @app.get("/v1/bases", tags=["images"])
     async def bases() -> BaseList:
         """The golden bases, by name."""
-        return BaseList(bases=[view_base(facts) for facts in await inventory.bases()])
+        return BaseList(bases=[view_base(facts, whole=False) for facts in await inventory.bases()])
 
     @app.get("/v1/bases/{name}", tags=["images"], responses=documented(_NOT_FOUND, _UNPROCESSABLE))
     async def base(name: Name) -> BaseView:
         """One golden base."""
-        return view_base(await inventory.base(name))
+        return view_base(await inventory.base(name), whole=True)
 
     @app.delete(
         "/v1/bases/{name}",

@@ -71,9 +71,12 @@ def view_event(event: Event) -> EventView:
     return EventView(**(asdict(event) | {"at": _time(event.at)}))
 
 
-def view_base(state: BaseState) -> BaseView:
-    """A golden base as it is shown."""
+def view_base(state: BaseState, *, whole: bool) -> BaseView:
+    """A golden base as it is shown; `whole` is what it was made of to the last package."""
     manifest = state.manifest
+    made_of = manifest.made_of
+    if made_of is not None and not whole:
+        made_of = made_of.without_packages()
     return BaseView(
         name=manifest.name,
         path=str(state.path),
@@ -87,6 +90,7 @@ def view_base(state: BaseState) -> BaseView:
         immutable=state.immutable,
         changed=state.changed,
         overlays=list(state.overlays),
+        made_of=made_of,
     )
 
 

@@ -5,6 +5,8 @@ options.py     what several commands take
 waiting.py     a job is asked for and followed
 completion.py  what the tab key proposes
 guests.py, jobs.py, domains.py, bases.py, disks.py, host.py    the commands, by noun
+images.py      those that work on image files here, without a daemon: image_bake.py,
+               image_build.py, image_verify.py
 """
 
 import os
@@ -16,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from provisiond import __version__
-from provisiond.cli import bases, disks, domains, guests, host, jobs
+from provisiond.cli import bases, disks, domains, guests, host, images, jobs
 from provisiond.cli.asking import EXIT_CODES, NO_READER
 from provisiond.core_dump import forbid_core_dumps
 from provisiond.settings import DEFAULT_SOCKET
@@ -97,4 +99,5 @@ for command in (
     app.command()(command)
 app.add_typer(bases.app, name="base")
 app.add_typer(disks.app, name="disk")
+app.add_typer(images.app, name="image")
 app.command()(host.doctor)

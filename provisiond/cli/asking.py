@@ -11,7 +11,13 @@ from pydantic import BaseModel
 from provisiond.api.client import ApiError, ProvisiondClient
 from provisiond.api.replies import ErrorReply
 from provisiond.display import new_console, show_error
-from provisiond.errors import DaemonUnreachable, NoAddress, ProvisionError
+from provisiond.errors import (
+    BuildFailed,
+    DaemonUnreachable,
+    ImageNotVerified,
+    NoAddress,
+    ProvisionError,
+)
 from provisiond.settings import DEFAULT_SOCKET
 
 JOB_FAILED = NOT_READY = NO_ADDRESS = ANSWERED_NO = 1
@@ -20,7 +26,8 @@ EXIT_CODES = """\b
 Exit status:
   0    done; where a job was waited for, and in watch JOB: it succeeded
   1    the job failed; ip, ips, ssh: no address is known; destroy: the answer was no;
-       doctor: something is missing that provisiond needs
+       doctor: something is missing that provisiond needs; image verify: it does not work;
+       image build: a phase failed
   2    wrong usage
   3    provisiond refused the request (HTTP 4xx)
   4    provisiond cannot be reached
@@ -39,9 +46,15 @@ Wrong usage is always told on stderr.
 @contextmanager
 def provisiond(ctx: typer.Context, *, as_json: bool) -> Iterator[ProvisiondClient]:
     """A client for one command; errors are shown and become the exit status."""
+    with explained(as_json=as_json), ProvisiondClient(ctx.obj or DEFAULT_SOCKET) as client:
+        yield client
+
+
+@contextmanager
+def explained(*, as_json: bool) -> Iterator[None]:
+    """What fails in the block is shown, and becomes the exit status."""
     try:
-        with ProvisiondClient(ctx.obj or DEFAULT_SOCKET) as client:
-            yield client
+        yield
     except ProvisionError as error:
         reply = error.reply if isinstance(error, ApiError) else _as_reply(error)
         if as_json:
@@ -55,6 +68,8 @@ def exit_status(error: ProvisionError) -> int:
     """The exit status that stands for an error, as --help has it."""
     if isinstance(error, DaemonUnreachable):
         return UNREACHABLE
+    if isinstance(error, ImageNotVerified | BuildFailed):
+        return ANSWERED_NO
     if isinstance(error, NoAddress):
         return NO_ADDRESS
     if isinstance(error, ApiError) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:

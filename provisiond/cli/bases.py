@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from provisiond.api.image_manifest import manifest_path
 from provisiond.api.replies import BaseList
 from provisiond.api.requests import DiskFormat, JobKind
 from provisiond.cli.asking import provisiond, show_json, show_nothing
@@ -37,6 +38,13 @@ def import_base(
             help="Where the image is an overlay: the base that it stands on.",
         ),
     ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What the image is made of; left out: IMAGE.manifest.json, where it exists.",
+        ),
+    ] = None,
     options: JobOptions,
     no_wait: NoWait = False,
 ) -> None:
@@ -44,12 +52,16 @@ def import_base(
 
     The base is a copy: checked, hashed and read-only. The image stays as it is.
     """
+    beside = manifest_path(source.resolve())
+    if manifest is None and beside.exists():
+        manifest = beside
     request = {
         "name": name,
         "source": str(source.resolve()),
         "source_format": source_format,
         "format": disk_format,
         "parent": parent,
+        "manifest": None if manifest is None else str(manifest.resolve()),
     }
     with provisiond(ctx, as_json=options.as_json) as client:
         ask_for_job(client, JobKind.IMPORT_BASE, request, options, wait=not no_wait)

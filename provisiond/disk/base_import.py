@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from provisiond.api.image_manifest import ImageManifest
 from provisiond.api.requests import DiskFormat
 from provisiond.disk import folder, qemu_img
 from provisiond.disk.chain import DiskChain, DiskImage
@@ -22,7 +23,7 @@ from provisiond.disk.folder import explained, is_placed, place, settle
 from provisiond.disk.header import read_header
 from provisiond.disk.image_file import opened
 from provisiond.disk.inspection import inspect
-from provisiond.disk.manifest import BaseOrder, Manifest, read_manifest
+from provisiond.disk.manifest import BaseOrder, Manifest, read_image_manifest, read_manifest
 from provisiond.disk.new_image import write_copy
 from provisiond.errors import (
     BaseChanged,
@@ -57,7 +58,7 @@ def refuse_order(
 ) -> None:
     """Refuse what cannot be imported, without writing anything; blocks.
 
-    Raises ChainTooDeep, ImageRefused, ImageBusy.
+    Raises ChainTooDeep, ImageRefused, ImageBusy, and ImageNotFound of the manifest.
     """
     if parent is not None:
         if order.format in _STANDS_ALONE:
@@ -80,6 +81,8 @@ def refuse_order(
     except OSError as error:  # of /proc and the like
         raise ImageRefused(f"{source.path}: cannot be read: {error.strerror}") from error
     folder.refuse_writers(source.path)
+    if order.manifest is not None:
+        read_image_manifest(order.manifest)
 
 
 @contextmanager
@@ -117,6 +120,7 @@ async def write_image(
     part = order.plan.image.part
     progress("checking", 0.0)
     await qemu_img.check(source.path, disk_format=order.source_format)
+    made_of = await _read_made_of(order, source, threads, progress)
     size = await _read_size(order, source.path)
     wanted = await qemu_img.measure(
         source.path, disk_format=order.source_format, to_format=order.format
@@ -138,8 +142,26 @@ async def write_image(
     digest = await hash_file(
         part, threads=threads, progress=lambda fraction: progress("hashing", fraction)
     )
-    manifest = _manifest(order, size=size, sha256=digest, checked=checked)
+    manifest = _manifest(order, size=size, sha256=digest, checked=checked, made_of=made_of)
     await threads.call(_write_draft, order.plan, manifest)
+
+
+async def _read_made_of(
+    order: BaseOrder, source: Source, threads: Threads, progress: Callable[[str, float], None]
+) -> ImageManifest | None:
+    """What the image's maker wrote of it; refused where it is of another image."""
+    if order.manifest is None:
+        return None
+    made_of = await threads.call(read_image_manifest, order.manifest)
+    digest = await hash_file(
+        source.path, threads=threads, progress=lambda fraction: progress("checking", fraction)
+    )
+    if digest != made_of.sha256:
+        raise ImageRefused(
+            f"{order.manifest}: is of another image: the SHA-256 of {order.source} is {digest}",
+            hint="Write it anew with provisionctl image describe, or remove it.",
+        )
+    return made_of
 
 
 async def _read_size(order: BaseOrder, source: Path) -> int:
@@ -172,7 +194,9 @@ def _read_back(order: BaseOrder, size: int, parent: DiskImage | None) -> None:
         )
 
 
-def _manifest(order: BaseOrder, *, size: int, sha256: str, checked: bool) -> Manifest:
+def _manifest(
+    order: BaseOrder, *, size: int, sha256: str, checked: bool, made_of: ImageManifest | None
+) -> Manifest:
     status = order.plan.image.part.stat()
     return Manifest(
         name=order.name,
@@ -187,6 +211,7 @@ def _manifest(order: BaseOrder, *, size: int, sha256: str, checked: bool) -> Man
         checked=checked,
         job_id=order.job_id,
         imported_at=datetime.fromtimestamp(time.time(), UTC),
+        made_of=made_of,
     )
 
 

@@ -265,7 +265,7 @@ class Bases:
     def _verify_link(self, manifest: Manifest) -> DiskImage:
         path = self.path_of(manifest)
         try:
-            why = difference(manifest, path.stat())
+            why = difference(manifest, path)
             fingerprint = take_fingerprint(path)
         except OSError as error:
             raise BaseChanged(f"{manifest.name}: {path} is gone: {error.strerror}") from error

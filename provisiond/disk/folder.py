@@ -147,7 +147,8 @@ def explained(path: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise NoSpace(f"{path}: {error.strerror}") from error
         raise StateUnwritable(
-            f"{path}: {error.strerror}", hint="Mend image_dir: its folders, owner and modes."
+            f"{path}: {error.strerror}",
+            hint="Mend its folder, owner and modes; provisiond's own is its image_dir.",
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The config ISO itself: build it in memory, put it on tmpfs whole, overwrite and unlink it.
 
 The functions block for well under a millisecond each on tmpfs and a few for the build; callers run
-them in a thread. pycdlib has one importer: this module.
+them in a thread. pycdlib has one importer: this package.
 """
 
 import errno

@@ -14,6 +14,7 @@ QEMU = "qemu-system-x86_64"
 # the boot that could fail under KVM alone.
 BOOTED = (b"Unable to mount root fs", b"No working init found")
 STOPPED = (b"KVM internal error", b"failed to initialize", b"Could not access KVM")
+PROBE_SECONDS = 20.0  # what a kernel is given by those who only want to know
 TAIL = 300  # characters of the last words that go into the reason
 
 
@@ -36,6 +37,15 @@ class KvmState:
     def works(self) -> bool:
         """True when a domain of type 'kvm' can be expected to boot."""
         return self.kvm is Kvm.WORKS
+
+
+def host_kernel() -> Path | None:
+    """The running kernel's file, or the newest other one that Debian or Fedora keeps in /boot."""
+    running = Path(f"/boot/vmlinuz-{os.uname().release}")
+    if running.exists():
+        return running
+    others = sorted(Path("/boot").glob("vmlinuz-*"), key=lambda file: file.stat().st_mtime)
+    return others[-1] if others else None
 
 
 async def probe_kvm(kernel: Path, *, within: float) -> KvmState:

@@ -19,7 +19,6 @@ from tests.bench import config_iso, in_guest, many, one_job, peers, start
 from tests.bench.crowd import ON_DISK
 from tests.bench.figures import Row, table
 from tests.bench.machine import describe
-from tests.bench.peer_tools import install_peers
 from tests.lab.initramfs import PROJECT
 
 BUILD = PROJECT / "build"
@@ -45,7 +44,6 @@ def main() -> None:
     """Measure, print, and write what was asked for."""
     wanted = _parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no daemon and no guest is left then
-    install_peers()
     machine = describe(state=ON_DISK)
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
     rows: list[Row] = []

@@ -1,11 +1,13 @@
 """provisionctl base and disk over real files: imported, listed, verified, removed."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from provisiond.api.image_manifest import ImageManifest, Package, manifest_path
 from provisiond.api.replies import BaseList, BaseView, DiskList, ErrorReply, JobState, JobView
 from tests.daemon.command import Command, Ended, facts, rows
 from tests.daemon.images import MIB, called, chain_of, flip_last_bit, raw_image
@@ -109,6 +111,66 @@ async def test_a_lost_base_fails_its_verification_with_1(
     said = await command.run("base", "verify", "debian12")
     assert said.status == 1
     assert "debian12: failure: base_changed: " in said.out
+
+
+# ---------------------------------------------------------------- what an image is made of
+async def test_what_an_image_is_made_of_goes_with_it_and_is_shown(
+    command: Command, image: Path
+) -> None:
+    made_of = write_manifest(image)
+    said = await command.run("image", "import", "debian12", image, "--source-format", "raw")
+    assert said.status == 0, said
+    shown = await command.run("image", "show", "debian12", "--json")
+    assert BaseView.model_validate_json(shown.out).made_of == made_of
+    plain = (await command.run("image", "show", "debian12")).out
+    assert "system:       Debian GNU/Linux 12 (bookworm)\n" in plain
+    assert "agent:        provision-guest 0.1.0\n" in plain
+    assert 'recipe:       {"suite": "bookworm"}\n' in plain
+    assert "packages:     2 (--json lists them)\n" in plain
+    listed = await command.run("image", "list", "--json")
+    (base,) = BaseList.model_validate_json(listed.out).bases
+    assert base.made_of == made_of.without_packages()
+    verified = await command.run("base", "verify", "debian12")
+    assert verified.status == 0
+    removed = await command.run("image", "remove", "debian12")
+    assert (removed.status, removed.out) == (0, "debian12: base removed\n")
+
+
+async def test_a_manifest_of_another_image_is_refused_and_nothing_is_imported(
+    daemon: Daemon, command: Command, image: Path
+) -> None:
+    write_manifest(image)
+    with image.open("r+b") as file:
+        file.write(b"another")
+    words = ("image", "import", "debian12", image, "--source-format", "raw")
+    said = await command.run(*words)
+    assert said.status == 1, said
+    assert "is of another image: the SHA-256 of" in said.out
+    assert "hint: Write it anew with provisionctl image describe, or remove it." in said.out
+    assert list(daemon.image_dir.glob("bases/*")) == []
+    manifest_path(image).write_text("{}")
+    said = await command.run(*words)
+    assert (said.status, "is no manifest of an image" in said.err) == (3, True)
+    other = write_manifest(image.with_name("other"), of=image)
+    assert other.sha256 in manifest_path(image.with_name("other")).read_text()
+    said = await command.run(*words, "--manifest", manifest_path(image.with_name("other")))
+    assert said.status == 0, said
+
+
+def write_manifest(image: Path, *, of: Path | None = None) -> ImageManifest:
+    """The manifest beside an image, which is that of the file `of`."""
+    manifest = ImageManifest(
+        sha256=hashlib.sha256((of or image).read_bytes()).hexdigest(),
+        builder="mmdebstrap",
+        recipe={"suite": "bookworm"},
+        distribution="Debian GNU/Linux 12 (bookworm)",
+        init="systemd",
+        agent_version="0.1.0",
+        agent_sha256="0" * 64,
+        packages=(Package(name="bash", version="5.2"), Package(name="libc6", version="2.36-9")),
+    )
+    manifest_path(image).write_bytes(manifest.to_json())
+    return manifest
 
 
 # ---------------------------------------------------------------- overlays

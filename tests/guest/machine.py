@@ -145,7 +145,7 @@ class Machine:
             self.write(f"/{name}", text)
         for name in ("/etc/resolv.conf", "/etc/localtime", "/etc/timezone", STATE_FILE, LOG_FILE):
             self.path(name).unlink(missing_ok=True)
-        for name in ("/etc/network", "/etc/NetworkManager", "/root/.ssh", "/home"):
+        for name in ("/etc/network", "/etc/NetworkManager", "/etc/ssh", "/root/.ssh", "/home"):
             shutil.rmtree(self.path(name), ignore_errors=True)
         for folder in ("/etc/systemd/system", "/usr/lib/systemd/system", "/etc/runlevels"):
             for link in self.path(folder).glob("*/*"):

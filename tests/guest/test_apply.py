@@ -1,5 +1,11 @@
 """What a configuration says is what the machine has afterwards."""
 
+import subprocess
+import time
+
+import pytest
+
+from tests.guest.conftest import MakeMachine
 from tests.guest.machine import INSTANCE, LOG_FILE, MACS, NONCE, SECRET, STATE_FILE, Machine
 from tests.guest.machine import configuration as conf
 
@@ -156,3 +162,43 @@ def test_search_names_alone_leave_the_name_servers(machine: Machine) -> None:
         "search lan",
         "nameserver 10.7.7.7",
     ]
+
+
+@pytest.mark.parametrize(
+    ("pid_file", "other"),
+    [
+        ("/var/run/udhcpc.{nic}.pid", "eth0"),
+        ("/var/run/dhclient-{nic}.pid", "br-eth1"),
+        ("/var/run/dhclient6.{nic}.pid", "br.eth1"),
+        ("/var/run/dhcpcd/{nic}.pid", "eth10"),
+        ("/var/run/dhcpcd/{nic}-4.pid", "eth10"),
+    ],
+)
+def test_a_dhcp_client_of_the_interface_is_ended_and_another_goes_on(
+    make_machine: MakeMachine, pid_file: str, other: str
+) -> None:
+    """It would bring its address back when it renews its lease.
+
+    A real client writes its number where each of them does; the other interface's name is alike.
+    """
+    machine = make_machine("ash")
+    machine.run("mkdir", "-p", "/var/run/dhcpcd", "/etc/network")
+    if other != "eth0":
+        machine.run("ip", "link", "add", other, "type", "veth", "peer", "name", "peer2")
+    clients = {}
+    for nic in ("eth1", other):
+        machine.run("ip", "link", "set", "dev", nic, "up")
+        path = pid_file.format(nic=nic)
+        argv = machine.argv("udhcpc", "-f", "-i", nic, "-p", path, "-s", "/bin/true")
+        clients[nic] = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+        while not machine.path(path).exists() or not machine.read(path):
+            assert clients[nic].poll() is None, "udhcpc ended by itself"
+            time.sleep(0.01)
+    try:
+        assert machine.provision(conf(IF0_MAC=MACS[1], IF0_ADDRESSES="10.0.0.5/24")).status == 0
+        clients["eth1"].wait(timeout=30)
+        assert clients[other].poll() is None
+    finally:
+        for client in clients.values():
+            client.kill()
+            client.wait()

@@ -91,6 +91,11 @@ SABOTAGE: dict[str, tuple[str, Callable[[Machine], object], str]] = {
         lambda m: a_directory(m, "/etc/localtime"),
         "directory",
     ),
+    "no place for what it knows": (
+        "identity",
+        lambda m: m.write("/var/lib/provision-guest", ""),
+        "cannot write",
+    ),
     "the password was not set": ("verify", a_chpasswd_that_lies, "another password"),
 }
 

@@ -25,27 +25,31 @@ IPv6AcceptRA=no
 Address=10.0.0.5/24
 Address=10.0.0.6/24
 Address=fd00::5/64
-DNS=10.0.0.1 fd00::53
-Domains=example.org lan
+DNS=10.0.0.1
+DNS=fd00::53
+Domains=example.org
+Domains=lan
 
 [Route]
+Destination=0.0.0.0/0
 Gateway=10.0.0.1
 
 [Route]
+Destination=::/0
 Gateway=fd00::1
 
 [Route]
+Destination=10.1.0.0/16
 Gateway=10.0.0.254
 Metric=100
-Destination=10.1.0.0/16
 
 [Route]
-Gateway=fd00::fe
 Destination=fd01::/64
+Gateway=fd00::fe
 
 [Route]
+Destination=fd02::7/128
 Gateway=fd00::fe
-Destination=fd02::7
 """,
     "05-provision-1.network": """\
 [Match]
@@ -58,12 +62,12 @@ IPv6AcceptRA=no
 Address=192.168.7.2/30
 
 [Route]
-Gateway=192.168.7.1
 Destination=192.168.8.0/24
+Gateway=192.168.7.1
 
 [Route]
+Destination=192.168.9.7/32
 Gateway=192.168.7.1
-Destination=192.168.9.7
 """,
 }
 KEYFILES = {
@@ -122,14 +126,14 @@ iface eth0 inet manual
     up ip addr flush dev eth0 || ip addr flush dev eth0
     up ip link set dev eth0 mtu 1400
     up ip link set dev eth0 up
-    up ip addr add 10.0.0.5/24 dev eth0
-    up ip addr add 10.0.0.6/24 dev eth0
-    up ip addr add fd00::5/64 dev eth0
-    up ip -4 route replace default via 10.0.0.1 dev eth0
-    up ip -6 route replace default via fd00::1 dev eth0
+    up ip addr replace 10.0.0.5/24 dev eth0
+    up ip addr replace 10.0.0.6/24 dev eth0
+    up ip addr replace fd00::5/64 dev eth0
+    up ip -4 route replace 0.0.0.0/0 via 10.0.0.1 dev eth0
     up ip -4 route replace 10.1.0.0/16 via 10.0.0.254 dev eth0 metric 100
+    up ip -6 route replace ::/0 via fd00::1 dev eth0
     up ip -6 route replace fd01::/64 via fd00::fe dev eth0
-    up ip -6 route replace fd02::7 via fd00::fe dev eth0
+    up ip -6 route replace fd02::7/128 via fd00::fe dev eth0
     down ip link set dev eth0 down
 
 auto eth1
@@ -138,9 +142,9 @@ iface eth1 inet manual
     up ip link set dev eth1 down
     up ip addr flush dev eth1 || ip addr flush dev eth1
     up ip link set dev eth1 up
-    up ip addr add 192.168.7.2/30 dev eth1
+    up ip addr replace 192.168.7.2/30 dev eth1
     up ip -4 route replace 192.168.8.0/24 via 192.168.7.1 dev eth1
-    up ip -4 route replace 192.168.9.7 via 192.168.7.1 dev eth1
+    up ip -4 route replace 192.168.9.7/32 via 192.168.7.1 dev eth1
     down ip link set dev eth1 down
 """
 

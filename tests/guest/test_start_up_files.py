@@ -20,6 +20,7 @@ SHELL_FILES = [
 # init(5) of upstart 1.13, the last one; the longest first. How many words may follow each.
 STANZAS = {
     "respawn limit": r"\d+ \d+|unlimited",
+    "normal exit": r"[\d ]+",
     "description": r'"[^"]+"',
     "start on": r".+",
     "stop on": r".+",

@@ -21,7 +21,9 @@ HOSTILE = (
     "ünïcode",
     "\\",
     "%s%n",
-    "a" * 5000,
+    "x\ntouch /pwned",
+    "x\nEXEC=touch /pwned",
+    "a" * 65536,
 )
 # Every key that has a small alphabet, with what else the configuration then needs.
 KEYS = (
@@ -35,6 +37,8 @@ KEYS = (
     "IF0_MTU",
     "IF0_ROUTES",
     "DNS",
+    "SEARCH",
+    "TIMEZONE",
     "USER",
     "PASSWORD_HASH",
     "SSH_KEY0",
@@ -68,7 +72,7 @@ def test_a_hostile_value_is_refused_before_anything_is_changed(machine: Machine)
 def test_hostile_comments_and_search_names(machine: Machine) -> None:
     """A key's comment is free text; it is written as it is."""
     prefix = "ssh-ed25519 AAAA "
-    comments = [value for value in HOSTILE if len(value) < 100]
+    comments = [value for value in HOSTILE if len(value) < 100 and "\n" not in value]
     keys = {f"SSH_KEY{number}": prefix + text for number, text in enumerate(comments)}
     assert machine.provision(conf(keys)).status == 0
     written = machine.read("/root/.ssh/authorized_keys").splitlines()[1:-1]

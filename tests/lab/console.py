@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 LONGEST_ANSWER = 16 * 1024 * 1024
+ATTEMPTS = 2  # at a log-in
 ASK_AGAIN = 0.5  # seconds; what is sent before the guest's serial port is open is lost
 
 
@@ -108,23 +109,30 @@ async def logged_in(terminal: Path, *, user: str, password: str) -> AsyncIterato
 async def _log_in(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, user: str, password: str
 ) -> None:
-    """What was shown while nobody looked is lost; an empty line makes getty ask again."""
-    asked = False
-    while not asked:
-        writer.write(b"\n")
+    """What was shown while nobody looked is lost: an empty line makes it ask again.
+
+    Several of them may have gone before the first answer, and spoil an attempt: so there are two.
+    """
+    shown, answer, refused = b"", "", 0
+    while not shown.endswith((b"# ", b"$ ")):
         try:
             async with asyncio.timeout(ASK_AGAIN):
-                asked = bool(await reader.readuntil(b"login: "))
+                shown += await reader.readexactly(1)
         except TimeoutError:
+            if not shown:
+                writer.write(b"\n")
             continue
-    writer.write(f"{user}\n".encode())
-    await reader.readuntil(b"Password: ")
-    writer.write(f"{password}\n".encode())
-    shown = b""
-    while not shown.endswith((b"# ", b"$ ")):
-        shown += await reader.readexactly(1)
-        if shown.endswith(b"Login incorrect"):
-            raise PermissionError(f"{user} cannot log in")
+        if shown.endswith(b"login: "):
+            answer = password
+            writer.write(f"{user}\n".encode())
+            shown = b"-"
+        elif shown.endswith(b"Password: "):
+            writer.write(f"{answer}\n".encode())
+            shown = b"-"
+        elif shown.endswith(b"Login incorrect") and answer:
+            refused += 1
+            if refused == ATTEMPTS:
+                raise PermissionError(f"{user} cannot log in")
 
 
 @asynccontextmanager
@@ -144,6 +152,7 @@ async def _lines_of(
         try:
             yield reader, asyncio.StreamWriter(outgoing, protocol, None, loop)
         finally:
+            outgoing.close()
             incoming.close()
 
 

@@ -24,6 +24,7 @@ GUEST_SCRIPT = PROJECT / "guest-agent" / "provision-guest"
 STEPS = (
     "hostname",
     "hosts",
+    "identity",
     "network",
     "persist",
     "dns",

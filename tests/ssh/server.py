@@ -41,6 +41,7 @@ UsePAM no
 StrictModes no
 PermitRootLogin yes
 PidFile none
+Subsystem sftp internal-sftp
 """
 
 

@@ -92,6 +92,8 @@ class System:
     units: tuple[str, ...] = ()  # enabled, beside those that their packages enable
     files: Mapping[str, str] = field(default_factory=dict)
     resolv_conf: str = "/etc/resolv.conf"  # the one that names the servers
+    # netplan looks for a card's own MAC, which those of containers have not; QEMU's have one.
+    cards_by_name: bool = False
 
     @property
     def name(self) -> str:
@@ -141,9 +143,10 @@ SYSTEMS = (
         "netplan",
         SYSTEMD,
         (*WITH_SYSTEMD, "netplan.io", "systemd-resolved"),
-        NETWORKD,
+        ("etc/netplan/90-provision.yaml",),
         files={"etc/netplan/50-golden.yaml": NETPLAN},
         resolv_conf=RESOLVED,
+        cards_by_name=True,
     ),
     System("sysvinit", "ifupdown", SYSV, WITH_SYSV, IFUPDOWN),
     System(

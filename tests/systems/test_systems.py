@@ -35,7 +35,6 @@ ROUTES = {
     },
     "eth1": {("192.168.8.0/24", "192.168.7.1")},
 }
-PID_FILE = "/run/provision-guest.pid"
 MTU = {"eth0": 1400, "eth1": 1500}
 SERVERS = ["10.0.0.1", "fd00::53"]
 
@@ -43,13 +42,13 @@ SERVERS = ["10.0.0.1", "fd00::53"]
 pytestmark = pytest.mark.timeout(1800)
 
 
-def config(password_hash: SecretStr) -> GuestConfig:
+def config(system: System, password_hash: SecretStr) -> GuestConfig:
     return GuestConfig.model_validate(
         {
             "hostname": "web1.example.org",
             "interfaces": [
                 {
-                    "mac": mac,
+                    **({"name": nic} if system.cards_by_name else {"mac": mac}),
                     "addresses": sorted(ADDRESSES[nic]),
                     "mtu": MTU[nic] if MTU[nic] != 1500 else None,
                     "gateway4": gateway_of(nic, "."),
@@ -75,10 +74,11 @@ def gateway_of(nic: str, mark: str) -> str | None:
     return found[0] if found else None
 
 
-def write_iso(path: Path, password_hash: SecretStr) -> Path:
+def write_iso(path: Path, system: System, password_hash: SecretStr) -> Path:
     """The ISO that provisiond itself would write."""
     identity = Identity(nonce=NONCE, instance=INSTANCE, generation=1)
-    path.write_bytes(build_image(build_tree(config(password_hash), identity, first_mac=MACS[0])))
+    tree = build_tree(config(system, password_hash), identity, first_mac=MACS[0])
+    path.write_bytes(build_image(tree))
     return path
 
 
@@ -88,25 +88,29 @@ def test_a_late_disk_configures_it_and_the_next_boot_needs_no_disk(
 ) -> None:
     row = new_row(system.init, system.network)
     password_hash = hash_password(SecretStr("correct horse"))
-    iso = write_iso(tmp_path / "config.iso", password_hash)
+    iso = write_iso(tmp_path / "config.iso", system, password_hash)
     with installed(system, golden[system.name]) as machine:
         with machine.booted() as boot:  # the boot has ended, and there is no disk yet
             row.booted = boot.seconds
             assert boot.hardware.hello(within=PATIENCE).version
             assert "provision-guest" not in boot.run("ls", "/var/lib").split()
+            image = identity_of(boot)
             started = time.monotonic()
             with boot.hardware.disk(boot.container, iso):
                 assert boot.hardware.verdict(NONCE, within=PATIENCE) == Done()
             row.configured = time.monotonic() - started
-            check_identity(boot, password_hash)
+            check_settings(boot, password_hash)
             check_network(boot, system)
+            own = identity_of(boot)
+            assert not own & image
             boot.power_off()
         with machine.booted() as boot:
-            check_identity(boot, password_hash)
+            check_settings(boot, password_hash)
             eventually(boot, system)
             row.second_boot = boot.seconds
             with boot.hardware.disk(boot.container, iso):
                 assert boot.hardware.verdict(NONCE, within=PATIENCE) == Done()
+            assert identity_of(boot) == own
             log = boot.read(LOG_FILE)
             assert log.count("done: everything was applied and read back") == 1
             assert log.count("this configuration is applied already") == 1
@@ -123,13 +127,22 @@ def check_control(boot: Boot, start_up: StartUp) -> None:
     assert boot.succeeds(start_up.status)
     assert boot.succeeds(start_up.stop)
     assert not boot.succeeds(start_up.status)
-    assert not boot.succeeds(f"[ -e {PID_FILE} ]")
+    assert not boot.succeeds("grep -l 'sbin/provision[-]guest' /proc/[0-9]*/cmdline")
     assert boot.succeeds(start_up.start)
     boot.hardware.hello(within=PATIENCE)
     assert boot.succeeds(start_up.status)
 
 
-def check_identity(boot: Boot, password_hash: SecretStr) -> None:
+def identity_of(boot: Boot) -> set[str]:
+    """What no two machines may share: the public host keys, the machine-id."""
+    machine_id = "[ ! -s /etc/machine-id ] || cat /etc/machine-id"
+    said = boot.run("sh", "-c", f"cat /etc/ssh/ssh_host_*.pub; {machine_id}")
+    lines = set(said.splitlines())
+    assert len(lines) >= 3
+    return lines
+
+
+def check_settings(boot: Boot, password_hash: SecretStr) -> None:
     assert boot.run("hostname") == "web1\n"
     assert boot.read("/etc/hostname") == "web1\n"
     assert "\n127.0.1.1 web1.example.org web1\n" in boot.read("/etc/hosts")

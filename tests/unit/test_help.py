@@ -22,7 +22,7 @@ def help_of(*words: str) -> str:
     return ended.output
 
 
-@pytest.mark.parametrize("group", [(), ("base",), ("disk",)])
+@pytest.mark.parametrize("group", [(), ("base",), ("disk",), ("image",)])
 def test_the_summary_of_every_command_fits_into_its_line(group: tuple[str, ...]) -> None:
     listed = help_of(*group).partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
     expected = {words[-1] for words in commands() if words[:-1] == group}

@@ -5,13 +5,14 @@ import logging
 import os
 import select
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from provisiond.errors import ToolFailed
-from provisiond.process import become, hand_over, output_of, run
+from provisiond.process import become, hand_over, output_of, run, run_as_init
 
 SOON = 10  # seconds; far more than any of this takes
 
@@ -30,6 +31,17 @@ def end_of(pid: int) -> None:
 async def test_what_a_program_says_comes_back() -> None:
     finished = await run(["sh", "-c", "cat; echo err >&2"], stdin=b"in")
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, b"in", b"err\n")
+
+
+async def test_what_it_says_on_stderr_comes_in_its_place_where_that_is_asked_for() -> None:
+    heard: list[str] = []
+    script = "echo one; echo two >&2; echo three; exit 3"
+    finished = await run(["sh", "-c", script], hear=heard.append, with_stderr=True, check=False)
+    assert heard == ["one", "two", "three"]
+    assert (finished.returncode, finished.stdout, finished.stderr) == (3, b"", b"")
+    assert (await run(["sh", "-c", script], with_stderr=True, check=False)).stdout == (
+        b"one\ntwo\nthree\n"
+    )
 
 
 async def test_a_program_without_input_reads_its_end_at_once() -> None:
@@ -171,6 +183,23 @@ async def test_a_program_that_is_heard_may_talk_for_ever_and_keeps_no_memory() -
     assert max(lengths) <= 4096
 
 
+RUNNING = """
+import asyncio, os, signal
+from provisiond.process import running
+async def main():
+    async with running(["sleep", "1000"]) as program:
+        print(program.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+
+
+async def test_a_running_program_ends_with_the_one_who_was_killed() -> None:
+    status, said = await in_python(RUNNING)
+    assert status == -signal.SIGKILL
+    end_of(int(said))
+
+
 # ---------------------------------------------------------------- a command's own terminal
 HAND_OVER = """
 import asyncio, sys
@@ -236,3 +265,39 @@ async def test_a_program_that_is_not_there_takes_nobodys_place(tmp_path: Path) -
     assert signal.getsignal(signal.SIGPIPE) == before
     with pytest.raises(ToolFailed, match="/nowhere cannot be started: No such file"):
         await hand_over([tmp_path / "nowhere"])
+
+
+# ---------------------------------------------------------------- the first process of a namespace
+IN_NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c")
+AS_INIT = """
+import os, sys
+from provisiond.process import run_as_init
+run_as_init(["sh", "-c", sys.argv[1]], environment=dict(os.environ), attend=sys.stdin.read)
+left = [name for name in os.listdir("/proc") if name.isdecimal()]
+print("left:", left, flush=True)
+"""
+
+
+def test_only_a_first_process_may_end_all_others() -> None:
+    with pytest.raises(RuntimeError, match="this is no init"):
+        run_as_init(["true"], environment={}, attend=lambda: None)
+
+
+@pytest.mark.parametrize("ends", ["program", "attention"])
+def test_a_first_process_leaves_nothing_whichever_ends_first(ends: str) -> None:
+    # Both sleeps lose their parents; the third process is the program itself.
+    orphans = "(setsid sleep 1000 &) ; (sleep 1000 &) ; echo started"
+    program = orphans if ends == "program" else f"{orphans}; exec sleep 1000"
+    with subprocess.Popen(
+        [*IN_NAMESPACE, AS_INIT, program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        if ends == "attention":
+            process.stdin.close()
+        assert process.stdout.read() == "left: ['1']\n"
+        assert process.wait() == 0

@@ -1,0 +1,1 @@
+"""Builders that take minutes, or packages that nothing else needs: `make test-dib`."""
