@@ -79,6 +79,13 @@ class HypervisorFailed(ProvisionError):
     default_hint = "Look into libvirt's log of the domain."
 
 
+class AttachGivenUp(HypervisorFailed):
+    """libxl gave up an attach half-way, as on a host that is too busy; nothing is left of it."""
+
+    code = "attach_given_up"
+    default_hint = "Is the host overloaded? Look at what its hotplug scripts wait for."
+
+
 class XenstoreUnavailable(ProvisionError):
     """xenstored cannot be reached just now, or does not answer."""
 

@@ -20,6 +20,7 @@ from provisiond.clock import boot_time
 from provisiond.disk.bases import Bases
 from provisiond.disk.disks import Disks
 from provisiond.errors import (
+    AttachGivenUp,
     Cancelled,
     DeadlinePassed,
     HypervisorUnavailable,
@@ -39,6 +40,13 @@ log = logging.getLogger(__name__)
 _R = TypeVar("_R")
 
 LOOK_INTO_THE_GUEST = "Look at the guest's console: is it up, and does it see the disk?"
+
+# What a job says once of a call that it makes again and again.
+_TRIED_AGAIN: dict[type[ProvisionError], str] = {
+    HypervisorUnavailable: "waits for libvirt",
+    XenstoreUnavailable: "waits for xenstore",
+    AttachGivenUp: "attaches again",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,7 @@ class Story(ABC):
         self._cancelled = job.cancel_requested
         self._until_deadline: asyncio.Timeout | None = None
         # Why the call that is made patiently has no answer yet.
-        self._unavailable: HypervisorUnavailable | XenstoreUnavailable | None = None
+        self._unavailable: HypervisorUnavailable | XenstoreUnavailable | AttachGivenUp | None = None
 
     async def run(self) -> None:
         """Bring the job to its end. Cancelling this task leaves it as stored, to be resumed."""
@@ -241,15 +249,15 @@ class Story(ABC):
     ) -> _R:
         """Make a call that may find libvirtd or xenstored gone, again until it is back.
 
-        The same for the errors that are `passing`. The deadline ends it.
+        The same for an attach that libxl gives up, and for the errors that are `passing`. The
+        deadline ends it.
         """
         for pause in pauses():
             try:
                 result = await call(*args, **kwargs)
-            except (HypervisorUnavailable, XenstoreUnavailable) as error:
+            except (HypervisorUnavailable, XenstoreUnavailable, AttachGivenUp) as error:
                 if self._unavailable is None:
-                    what = "xenstore" if isinstance(error, XenstoreUnavailable) else "libvirt"
-                    await self._note(f"waits for {what}: {error}")
+                    await self._note(f"{_TRIED_AGAIN[type(error)]}: {error}")
                 self._unavailable = error
             except passing:
                 pass

@@ -47,12 +47,13 @@ class Guest:
 
 
 def kernel_words(
-    *, silent: bool = False, delay: int = 0, broken_step: str | None = None
+    *, silent: bool = False, delay: int = 0, held: bool = False, broken_step: str | None = None
 ) -> tuple[str, ...]:
     """What the guest's init (`guest-init` says what each word does) is told."""
     words = {
         "lab.silent": silent,
         f"lab.delay={delay}": delay > 0,
+        "lab.hold": held,
         f"lab.break={broken_step}": broken_step is not None,
     }
     return tuple(word for word, wanted in words.items() if wanted)

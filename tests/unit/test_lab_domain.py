@@ -48,12 +48,12 @@ def test_what_is_left_out_is_not_there() -> None:
 
 def test_the_kernel_is_told_what_the_test_wants() -> None:
     assert kernel_words() == ()
-    words = kernel_words(silent=True, delay=3, broken_step="dns")
-    assert words == ("lab.silent", "lab.delay=3", "lab.break=dns")
+    words = kernel_words(silent=True, delay=3, held=True, broken_step="dns")
+    assert words == ("lab.silent", "lab.delay=3", "lab.hold", "lab.break=dns")
     domain = ET.fromstring(
         domain_xml(Guest("web1", kernel_words=words), files=FILES, folder=Path("/lab"))
     )
-    assert domain.findtext("os/cmdline", "").endswith(" lab.silent lab.delay=3 lab.break=dns")
+    assert domain.findtext("os/cmdline", "").endswith(f" {' '.join(words)}")
 
 
 def test_a_name_that_xml_does_not_like_stays_one_name() -> None:

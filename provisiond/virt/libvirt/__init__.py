@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from provisiond.disk.chain import DiskChain
-from provisiond.errors import DiskStillAttached, DomainNotFound, DomainNotRunning
+from provisiond.errors import (
+    AttachGivenUp,
+    DiskStillAttached,
+    DomainNotFound,
+    DomainNotRunning,
+    HypervisorFailed,
+)
 from provisiond.threads import Threads
-from provisiond.virt.disk_xml import DataDisk
+from provisiond.virt.disk_xml import DataDisk, needs_device_model
 from provisiond.virt.libvirt import disks, domains, lifecycle
 from provisiond.virt.libvirt.connection import Connection
 from provisiond.virt.libvirt.domains import Domain, DomainDetails
@@ -166,9 +172,15 @@ class Hypervisor:
     async def attach(self, uuid: str, *, iso: Path, target: str | None) -> str:
         """Attach `iso` read-only, at `target` or at the best that is free; return the real target.
 
-        Attached already: returns its target. Raises NoFreeTarget, HypervisorFailed.
+        Attached already: returns its target. Raises NoFreeTarget, AttachGivenUp, HypervisorFailed.
         """
-        return await self._connection.call_apart(disks.attach_iso, uuid, iso, target)
+        try:
+            return await self._connection.call_apart(disks.attach_iso, uuid, iso, target)
+        except HypervisorFailed as error:
+            if await self._remove_unknown(uuid, iso):
+                await self.detach(uuid, iso=iso)
+                raise _given_up(iso, error) from error
+            raise
 
     async def is_connected(self, uuid: str, source: Path) -> bool:
         """Wait until the guest's driver has the disk; False where the disk is gone instead.
@@ -217,12 +229,19 @@ class Hypervisor:
 
         `persistent`: it is there after the next start as well, and a domain that is off takes it.
         `is_connected` waits for the guest's driver. Attached already: returns its target. Raises
-        NoFreeTarget, DomainNotRunning, VhdNeedsTapdisk, HypervisorFailed.
+        NoFreeTarget, DomainNotRunning, VhdNeedsTapdisk, AttachGivenUp, HypervisorFailed.
         """
         disk = DataDisk(chain, serial)
-        return await self._connection.call_apart(
-            disks.attach_data_disk, uuid, disk, target, persistent=persistent
-        )
+        try:
+            return await self._connection.call_apart(
+                disks.attach_data_disk, uuid, disk, target, persistent=persistent
+            )
+        except HypervisorFailed as error:
+            # One that it may never have leaves as much behind; libvirt/disks.py has said that.
+            if not needs_device_model(chain) and await self._remove_unknown(uuid, disk.source):
+                await self.detach_data_disk(uuid, source=disk.source, persistent=False)
+                raise _given_up(disk.source, error) from error
+            raise
 
     async def detach_data_disk(self, uuid: str, *, source: Path, persistent: bool) -> None:
         """Detach a data disk and wait until nothing has it, as `holders_of` looks for it.
@@ -321,3 +340,7 @@ class Hypervisor:
             except OSError as error:
                 raise DiskStillAttached(f"{name} still has {iso.name}: {error.strerror}") from error
         return ", ".join(names) or None
+
+
+def _given_up(source: Path, error: HypervisorFailed) -> AttachGivenUp:
+    return AttachGivenUp(f"libxl gave up the attach of {source.name} half-way: {error}")

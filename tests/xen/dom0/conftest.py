@@ -21,6 +21,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         print(f"\n{report.longreprtext}\n{report.capstdout}")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The transcript, before the names of the tests that failed: those are to be read last."""
+    if TRANSCRIPT.exists():
+        terminalreporter.write_line(TRANSCRIPT.read_text())
+
+
 @pytest.fixture(scope="session", name="_bridge", autouse=True)
 def bridge() -> None:
     """The network of the guests and of dom0."""

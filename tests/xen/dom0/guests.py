@@ -22,10 +22,10 @@ class Guests:
         self._started: list[Guest] = []
 
     def start(
-        self, name: str, *, silent: bool = False, delay: int = 0, broken_step: str | None = None
+        self, name: str, *, silent: bool = False, held: bool = False, broken_step: str | None = None
     ) -> Guest:
-        """A new guest; its kernel has just begun to boot."""
-        words = kernel_words(silent=silent, delay=delay, broken_step=broken_step)
+        """A new guest; its kernel has just begun to boot. `held`: its script waits for `let_go`."""
+        words = kernel_words(silent=silent, held=held, broken_step=broken_step)
         guest = Guest(name, kernel_words=words)
         self._started.append(guest)
         host.start(guest)
@@ -64,6 +64,11 @@ async def shell(guest: Guest) -> AsyncIterator[Console]:
     terminal = host.terminal(host.domid(guest))
     async with asyncio.timeout(SPEAK), open_console(terminal) as console:
         yield console
+
+
+async def let_go(guest: Guest) -> None:
+    """Its script begins, in a guest that was started held."""
+    await in_guest(guest, "touch /run/go")
 
 
 async def in_guest(guest: Guest, command: str) -> str:

@@ -46,6 +46,16 @@ class Service(Api):
         assert said.status == status, f"{said}\n{self.said()}"
         return said
 
+    async def noted(self, job_id: str, beginning: str) -> None:
+        """Returns once the history of the job has a line that begins so."""
+        async with self.events(f"/v1/jobs/{job_id}/events") as events:
+            async for event in events:
+                if event["detail"].startswith(beginning):
+                    return
+        raise AssertionError(
+            f"ended, and nothing begins with {beginning}: {await self.job(job_id)}"
+        )
+
     async def jobs(self) -> list[Json]:
         """All jobs, oldest first, without their histories."""
         return list(reversed((await self.get("/v1/jobs")).json()["jobs"]))
@@ -56,7 +66,7 @@ class Service(Api):
 
 
 def set_up(**settings: float) -> None:
-    """Starts the service again, with these settings alone."""
-    CONFIG.parent.mkdir(exist_ok=True)
-    CONFIG.write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
+    """Starts the service again, with these settings besides those that it was installed with."""
+    with CONFIG.open("a") as config:
+        config.writelines(f"{key} = {value}\n" for key, value in settings.items())
     host.run("systemctl", "restart", "provisiond")

@@ -8,14 +8,12 @@ import asyncio
 from tests.daemon.program import STORY
 from tests.lab.domain import Guest
 from tests.xen.dom0 import host
-from tests.xen.dom0.guests import Guests, assert_nothing_is_left, shell, states, wanted
+from tests.xen.dom0.guests import Guests, assert_nothing_is_left, let_go, shell, states, wanted
 from tests.xen.dom0.service import Service
-
-LATE = 20  # seconds from a guest's boot to its script: time enough for a fault in mid-job
 
 
 async def attached(service: Service, guest: Guest) -> str:
-    """A job that has come as far as it can without the guest's script."""
+    """A job that has come as far as it can while the guest is held."""
     job = await service.submit(wanted(guest))
     await service.wait_for(job["id"], "ISO_ATTACHED")
     return str(job["id"])
@@ -24,14 +22,16 @@ async def attached(service: Service, guest: Guest) -> str:
 async def test_a_guest_that_reboots_in_mid_job_is_provisioned_under_its_new_domid(
     impatient: Service, guests: Guests
 ) -> None:
-    guest = guests.start("reboot1", delay=LATE)
+    guest = guests.start("reboot1", held=True)
     before = guests.look(guest)
     job_id = await attached(impatient, guest)
     async with shell(guest) as console:
         await console.order("reboot -f")
-    job = await impatient.wait_for(job_id, "SUCCEEDED")
+    await impatient.noted(job_id, "config ISO attached again")
     after = guests.look(guest)
     assert after > before
+    await let_go(guest)
+    job = await impatient.wait_for(job_id, "SUCCEEDED")
     assert states(job) == STORY
     notes = [event["detail"] for event in job["history"]]
     assert f"the guest was restarted, as domain {after}" in notes
@@ -40,21 +40,23 @@ async def test_a_guest_that_reboots_in_mid_job_is_provisioned_under_its_new_domi
 
 
 async def test_libvirtd_is_restarted_in_mid_job(impatient: Service, guests: Guests) -> None:
-    guest = guests.start("libvirtd1", delay=LATE)
+    guest = guests.start("libvirtd1", held=True)
     job_id = await attached(impatient, guest)
     host.run("systemctl", "restart", "libvirtd")
+    await let_go(guest)
     job = await impatient.wait_for(job_id, "SUCCEEDED")
     assert states(job) == STORY
     assert_nothing_is_left(job)
 
 
 async def test_provisiond_is_killed_in_mid_job(impatient: Service, guests: Guests) -> None:
-    guest = guests.start("killed1", delay=LATE)
+    guest = guests.start("killed1", held=True)
     job_id = await attached(impatient, guest)
     before = host.run("systemctl", "show", "--property=MainPID", "provisiond")
     impatient.kill()
     await impatient.answered()
     assert host.run("systemctl", "show", "--property=MainPID", "provisiond") != before
+    await let_go(guest)
     job = await impatient.wait_for(job_id, "SUCCEEDED")
     assert states(job) == STORY
     assert_nothing_is_left(job)
@@ -63,11 +65,12 @@ async def test_provisiond_is_killed_in_mid_job(impatient: Service, guests: Guest
 async def test_provisiond_hangs_in_mid_job_and_its_watchdog_starts_it_again(
     impatient: Service, guests: Guests
 ) -> None:
-    guest = guests.start("stuck1", delay=LATE)
+    guest = guests.start("stuck1", held=True)
     job_id = await attached(impatient, guest)
     host.run("systemctl", "kill", "--signal=STOP", "--kill-whom=main", "provisiond")
     await impatient.answered()
     assert "provisiond.service: Watchdog timeout" in impatient.said()
+    await let_go(guest)
     job = await impatient.wait_for(job_id, "SUCCEEDED")
     assert states(job) == STORY
     assert_nothing_is_left(job)
@@ -86,19 +89,31 @@ async def test_provisiond_is_killed_while_the_disk_is_being_attached(
     assert_nothing_is_left(job)
 
 
-async def test_an_attach_that_libxl_gives_up_half_way_leaves_nothing(
-    service: Service, guests: Guests
+async def test_an_attach_that_libxl_gives_up_half_way_is_made_again(
+    impatient: Service, guests: Guests
 ) -> None:
-    """libvirt then knows of no disk, but both of its ends are there."""
     guest = guests.start("givenup1")
     with host.no_disk_gets_on():
-        job = await service.submit(wanted(guest))
-        await service.wait_for(job["id"], "ISO_WRITTEN")
+        job = await impatient.submit(wanted(guest))
+        await impatient.noted(job["id"], "attaches again: libxl gave up the attach")
+    job = await impatient.wait_for(job["id"], "SUCCEEDED")
+    assert states(job) == STORY
+    assert_nothing_is_left(job)
+
+
+async def test_a_cancelled_attach_that_libxl_gives_up_half_way_leaves_nothing(
+    impatient: Service, guests: Guests
+) -> None:
+    """libvirt then knows of no disk, but both of its ends are there."""
+    guest = guests.start("givenup2")
+    with host.no_disk_gets_on():
+        job = await impatient.submit(wanted(guest))
         while f"{job['id']}.iso" not in host.back_ends():  # noqa: ASYNC110 - libxl tells nobody
             await asyncio.sleep(0.1)
-        await service.wait_for(job["id"], "UNDOING")
+        await impatient.cancel(job["id"])
+        await impatient.wait_for(job["id"], "UNDOING")
         assert f"{job['id']}.iso" not in host.live_xml(guest)
-    job = await service.wait_for(job["id"], "FAILED")
-    assert job["failure"]["code"] == "hypervisor_failed"
+    job = await impatient.wait_for(job["id"], "FAILED")
+    assert job["failure"]["code"] == "cancelled"
     assert_nothing_is_left(job)
     assert host.frontend_state(guests.look(guest), "xvdp") is None

@@ -73,7 +73,7 @@ async def test_a_guest_that_never_answers_costs_its_deadline(
     impatient: Service, guests: Guests
 ) -> None:
     guest = guests.start("silent1", silent=True)
-    job = await impatient.submit(wanted(guest, deadline_seconds=40))
+    job = await impatient.submit(wanted(guest, deadline_seconds=90))
     job = await impatient.wait_for(job["id"], "FAILED")
     assert job["failure"]["code"] == "deadline_exceeded"
     assert states(job)[-3:] == ["ISO_ATTACHED", "UNDOING", "FAILED"]
