@@ -177,7 +177,7 @@ class Hypervisor:
         try:
             return await self._connection.call_apart(disks.attach_iso, uuid, iso, target)
         except HypervisorFailed as error:
-            if await self._remove_unknown(uuid, iso):
+            if await self._remove_unknown(uuid, iso, await self._iso_back_ends(uuid, iso)):
                 await self.detach(uuid, iso=iso)
                 raise _given_up(iso, error) from error
             raise
@@ -238,7 +238,10 @@ class Hypervisor:
             )
         except HypervisorFailed as error:
             # One that it may never have leaves as much behind; libvirt/disks.py has said that.
-            if not needs_device_model(chain) and await self._remove_unknown(uuid, disk.source):
+            if needs_device_model(chain):
+                raise
+            left = await self._back_ends(disk.source)
+            if await self._remove_unknown(uuid, disk.source, left):
                 await self.detach_data_disk(uuid, source=disk.source, persistent=False)
                 raise _given_up(disk.source, error) from error
             raise
@@ -326,7 +329,11 @@ class Hypervisor:
         return [] if self._xenstore is None else await back_ends_of(self._xenstore, source)
 
     async def _iso_back_ends(self, uuid: str, iso: Path) -> list[str]:
-        """Those of its own domain: a config ISO is attached to no other. `_loops` tells of any."""
+        """Those of its own domain: provisiond attaches a config ISO to no other.
+
+        Where somebody else did, `_loops` tells of it if dom0's kernel serves it; otherwise that
+        domain is left with a file that was overwritten.
+        """
         return [] if self._served is None else await self._served.of(iso, uuid=uuid)
 
     def _loops(self, source: Path) -> list[str]:
