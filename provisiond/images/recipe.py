@@ -192,6 +192,9 @@ def _refused(error: ValidationError, *, before: int = 1) -> RecipeRefused:
     """Each refused field with its reason; `before` it `loc` has the builder, of any recipe."""
     told = []
     for one in error.errors(include_url=False, include_input=False, include_context=False):
-        field = ".".join(map(str, one["loc"][before:])) or "recipe"
+        place = one["loc"][before:] or ("recipe",)
+        # A number is a place in a tuple; further names are the validator's own alternatives.
+        numbers = [str(part) for part in place[1:] if isinstance(part, int)]
+        field = ".".join([str(place[0]), *numbers])
         told.append(f"{field}: {one['msg'].removeprefix('Value error, ')}")
     return RecipeRefused("; ".join(told))

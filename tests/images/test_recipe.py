@@ -145,6 +145,7 @@ def test_a_strange_iso_is_refused(iso: str) -> None:
     with pytest.raises(RecipeRefused) as again:
         make_iso_recipe({"name": "web", "iso": iso})
     assert again.value.message == caught.value.message
+    assert all(reason.startswith("iso: ") for reason in caught.value.message.split("; "))
 
 
 # ---------------------------------------------------------------- command lines
