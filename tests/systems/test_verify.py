@@ -3,6 +3,7 @@
 All by the commands as a person types them. The same steps over the tiny guest are in tests/images.
 """
 
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from provisiond.api.image_manifest import ImageManifest
 from tests.images.debian import PATIENCE, Parts, image_command, take_apart, verified
 from tests.lab.disk import DiskGuestFiles
 from tests.lab.domain import KERNEL_WORDS
+from tests.systems.killed_build import KilledBuild
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE)
 
@@ -25,13 +27,11 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def image(folder: Path) -> Path:
-    """A Debian with the guest's script, by mmdebstrap out of the host's own apt sources."""
-    build = folder / "debian"
-    words = ("build", "debian", "--from", "mmdebstrap", "--folder", build, "--until", "bake")
-    said = image_command(*words)
+def image(killed_build: KilledBuild) -> Path:
+    """A Debian with the guest's script."""
+    said = killed_build.until("bake")
     assert said.status == 0, said
-    return build / "image.qcow2"
+    return Path(json.loads(said.out)["image"])
 
 
 @pytest.fixture(scope="module")
