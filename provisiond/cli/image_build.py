@@ -37,7 +37,8 @@ class Ingredients:
     mirror: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="mmdebstrap, dib: where from; left out: the host's apt sources."
+            metavar="URL",
+            help="mmdebstrap, dib: where from; left out: the host's apt sources; dib: Debian's.",
         ),
     ] = None
     security_mirror: Annotated[

@@ -18,7 +18,7 @@ from provisiond.images import extraction
 from provisiond.images.build_folder import BuildFolder, default_folder, opened
 from provisiond.images.from_iso import find_key, load_result
 from provisiond.images.phases import Phase, choose_phases
-from provisiond.images.recipe import Builder, IsoRecipe, make_recipe
+from provisiond.images.recipe import IsoRecipe, make_iso_recipe
 from provisiond.images.results import Results, default_store
 
 
@@ -99,9 +99,7 @@ def _recipe_of(installation: str, name: str, ingredients: Ingredients) -> IsoRec
     if "iso" in given:
         raise RecipeRefused("iso: is the command's first argument here")
     iso = installation if "://" in installation else Path(installation).resolve()
-    recipe = make_recipe({**given, "builder": Builder.ISO, "name": name, "iso": iso})
-    assert isinstance(recipe, IsoRecipe)  # noqa: S101 - its builder says so
-    return recipe
+    return make_iso_recipe({**given, "name": name, "iso": iso})
 
 
 def _take_out(folder: BuildFolder, targets: Targets, said: Callable[[str], None]) -> None:

@@ -161,11 +161,18 @@ def parse_recipe(untrusted_text: str | bytes) -> Recipe:
 
 def make_recipe(untrusted_fields: Mapping[str, object]) -> Recipe:
     """The recipe of these fields; what is None is left to the defaults. Raises RecipeRefused."""
-    given = {name: value for name, value in untrusted_fields.items() if value is not None}
     try:
-        return _ADAPTER.validate_python(given)
+        return _ADAPTER.validate_python(_given(untrusted_fields))
     except ValidationError as error:
         raise _refused(error) from None
+
+
+def make_iso_recipe(untrusted_fields: Mapping[str, object]) -> IsoRecipe:
+    """As make_recipe, of an installation: the builder need not be named."""
+    try:
+        return IsoRecipe.model_validate(_given(untrusted_fields))
+    except ValidationError as error:
+        raise _refused(error, before=0) from None
 
 
 def parse_name(untrusted: str) -> str:
@@ -177,10 +184,17 @@ def parse_name(untrusted: str) -> str:
         raise RecipeRefused(f"name: {told}") from None
 
 
-def _refused(error: ValidationError) -> RecipeRefused:
-    """Each refused field with its reason; `loc` begins with the builder."""
+def _given(fields: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _refused(error: ValidationError, *, before: int = 1) -> RecipeRefused:
+    """Each refused field with its reason; `before` it `loc` has the builder, of any recipe."""
     told = []
     for one in error.errors(include_url=False, include_input=False, include_context=False):
-        field = ".".join(map(str, one["loc"][1:])) or "recipe"
+        place = one["loc"][before:] or ("recipe",)
+        # A number is a place in a tuple; further names are the validator's own alternatives.
+        numbers = [str(part) for part in place[1:] if isinstance(part, int)]
+        field = ".".join([str(place[0]), *numbers])
         told.append(f"{field}: {one['msg'].removeprefix('Value error, ')}")
     return RecipeRefused("; ".join(told))

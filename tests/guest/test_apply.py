@@ -1,7 +1,6 @@
 """What a configuration says is what the machine has afterwards."""
 
 import subprocess
-import time
 
 import pytest
 
@@ -190,10 +189,13 @@ def test_a_dhcp_client_of_the_interface_is_ended_and_another_goes_on(
         machine.run("ip", "link", "set", "dev", nic, "up")
         path = pid_file.format(nic=nic)
         argv = machine.argv("udhcpc", "-f", "-i", nic, "-p", path, "-s", "/bin/true")
-        clients[nic] = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
-        while not machine.path(path).exists() or not machine.read(path):
-            assert clients[nic].poll() is None, "udhcpc ended by itself"
-            time.sleep(0.01)
+        client = clients[nic] = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        # It says so once it has written the file.
+        assert client.stdout is not None
+        assert "started" in client.stdout.readline(), "udhcpc ended by itself"
+        assert int(machine.read(path))
     try:
         assert machine.provision(conf(IF0_MAC=MACS[1], IF0_ADDRESSES="10.0.0.5/24")).status == 0
         clients["eth1"].wait(timeout=30)
@@ -202,3 +204,5 @@ def test_a_dhcp_client_of_the_interface_is_ended_and_another_goes_on(
         for client in clients.values():
             client.kill()
             client.wait()
+            assert client.stdout is not None
+            client.stdout.close()

@@ -22,6 +22,7 @@ from provisiond.images.recipe import (
     KiwiRecipe,
     MmdebstrapRecipe,
     NetworkStack,
+    make_iso_recipe,
     make_recipe,
     parse_recipe,
 )
@@ -139,8 +140,12 @@ def test_an_at_sign_in_a_path_is_no_password() -> None:
     "iso", ["", "relative.iso", "/srv/../a.iso", "/srv/a,b.iso", "ftp://x/a.iso", "https://x/a b"]
 )
 def test_a_strange_iso_is_refused(iso: str) -> None:
-    with pytest.raises(RecipeRefused, match="iso"):
+    with pytest.raises(RecipeRefused, match="iso") as caught:
         make_recipe({"builder": "iso", "name": "web", "iso": iso})
+    with pytest.raises(RecipeRefused) as again:
+        make_iso_recipe({"name": "web", "iso": iso})
+    assert again.value.message == caught.value.message
+    assert all(reason.startswith("iso: ") for reason in caught.value.message.split("; "))
 
 
 # ---------------------------------------------------------------- command lines

@@ -1,12 +1,14 @@
-"""The golden images, and the table that every run ends with."""
+"""The golden images, the killed build, and the table that every run ends with."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.systems.golden import golden_roots
+from tests.systems.killed_build import KilledBuild, build_killed_and_resumed
 
 ROWS = pytest.StashKey[list["Row"]]()
 
@@ -36,6 +38,14 @@ NewRow = Callable[[str, str], Row]
 def golden() -> dict[str, Path]:
     """The roots of all systems by name."""
     return golden_roots()
+
+
+@pytest.fixture(scope="session")
+def killed_build() -> Iterator[KilledBuild]:
+    """One build for all tests that need a Debian of provisionctl's own making."""
+    # On a disk: an image is made in it.
+    with tempfile.TemporaryDirectory(prefix="build-", dir="/var/tmp") as name:
+        yield build_killed_and_resumed(Path(name))
 
 
 @pytest.fixture
