@@ -159,10 +159,12 @@ async def _collect_often() -> None:
 
     asyncio's TLS connections are cycles of few objects, with a buffer of 256 KiB each; Python looks
     for such among old objects only when they have become a quarter more. All that is there at the
-    start stays for good: not counted among them, it need not be looked at either.
+    start stays for good: not counted among them, it need not be looked at either. Until here
+    nothing was collected (__main__.py).
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
     while True:
         await asyncio.sleep(_COLLECT_SECONDS)
         gc.collect()  # some ms: it looks at what has come since the start
