@@ -147,7 +147,7 @@ async def _answer(
         systemd.notify("STOPPING=1")
         log.info("stopping; %d unfinished jobs stay resumable", supervisor.unfinished)
         await tools.store.stop_following()
-        server.should_exit = True
+        server.stop()
         await serving
         for task in keeping:
             task.cancel()

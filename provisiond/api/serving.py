@@ -10,7 +10,7 @@ import pwd
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 128  # connections that wait to be taken
 _GRACEFUL_SECONDS = 3
+_DATE_SECONDS = 1.0  # what the Date of a reply is exact to
 _HANDSHAKE_SECONDS = 10.0
 _MAX_UNKNOWN = 100
 _ACCEPT_PAUSE = 0.5
@@ -251,6 +252,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._listeners = listeners
         self._traffic = traffic
+        self._stopping = asyncio.Event()
         self.ended = 0
         """More after each end of a connection, and of a handshake."""
 
@@ -258,6 +260,18 @@ class Server(uvicorn.Server):
     def addresses(self) -> Sequence[str]:
         """Where it serves: paths, and addresses with their ports."""
         return [listener.address for listener in self._listeners]
+
+    def stop(self) -> None:
+        """Take no more connections; `serve` returns once those that there are have ended."""
+        self.should_exit = True
+        self._stopping.set()
+
+    async def main_loop(self) -> None:
+        """Renew the replies' Date until `stop`; uvicorn's own wakes up ten times as often."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_DATE_SECONDS):
+                    await self._stopping.wait()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,10 +1,13 @@
-"""The server's connections: each end is counted, for that is when there is garbage."""
+"""The server by itself: its connections' ends, which leave garbage, and the date of its replies."""
 
 import asyncio
+import email
 import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -14,6 +17,7 @@ from provisiond.api.limits import CallLimits, Traffic
 from provisiond.api.serving import Listener, Server, on_tcp, on_unix
 from provisiond.api.tls import CertificateFiles, ServerTls
 from tests.daemon.certificates import make_authority, make_certificate
+from tests.daemon.program import LOOK_SECONDS
 
 SOON = 10.0  # seconds; far more than any of this takes
 LIMITS = CallLimits(
@@ -28,7 +32,7 @@ async def serving(listener: Listener) -> AsyncIterator[Server]:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve())
         yield server
-        server.should_exit = True
+        server.stop()
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: bytes) -> bytes:
@@ -40,14 +44,36 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sen
         return answered
 
 
-async def test_the_end_of_a_connection_is_counted(daemon_folder: Path) -> None:
+def on_socket(path: Path) -> Listener:
     local = socket.socket(socket.AF_UNIX)
-    local.bind(str(daemon_folder / "socket"))
+    local.bind(str(path))
     local.listen()
-    async with serving(on_unix(local, LocalRoles(os.getgid()))) as server:
-        streams = await asyncio.open_unix_connection(str(daemon_folder / "socket"))
+    return on_unix(local, LocalRoles(os.getgid()))
+
+
+async def test_the_end_of_a_connection_is_counted(daemon_folder: Path) -> None:
+    path = daemon_folder / "socket"
+    async with serving(on_socket(path)) as server:
+        streams = await asyncio.open_unix_connection(path)
         assert (await answer(*streams, REQUEST)).startswith(b"HTTP/1.1 404 ")
     assert server.ended == 1
+
+
+async def test_the_date_of_the_replies_goes_on(daemon_folder: Path) -> None:
+    path = daemon_folder / "socket"
+
+    async def date() -> datetime:
+        streams = await asyncio.open_unix_connection(path)
+        head = email.message_from_bytes((await answer(*streams, REQUEST)).partition(b"\r\n")[2])
+        return parsedate_to_datetime(head["date"])
+
+    async with serving(on_socket(path)), asyncio.timeout(SOON):
+        before = datetime.now(UTC).replace(microsecond=0)
+        first = await date()
+        assert first >= before
+        while await date() == first:  # noqa: ASYNC110 - the clock is no event's
+            await asyncio.sleep(LOOK_SECONDS)
+        assert await date() > first
 
 
 async def test_a_handshake_that_fails_is_counted(daemon_folder: Path) -> None:
