@@ -33,8 +33,8 @@ cli/                 provisionctl, with display.py, tables.py, progress.py, gues
                      build_view.py, reach.py (ssh) and doctor.py
 
 Beside the way: settings.py, errors.py, clock.py, password.py (its hash), core_dump.py (none),
-metrics.py, systemd.py, threads.py (blocking calls), process.py (other programs), sizes.py,
-terminal.py (what may be shown).
+garbage.py, metrics.py, systemd.py, threads.py (blocking calls), process.py (other programs),
+sizes.py, terminal.py (what may be shown).
 """
 
 __version__ = "0.1.0"

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -26,6 +25,7 @@ from provisiond.errors import (
     HypervisorUnavailable,
     NoGuestChannel,
 )
+from provisiond.garbage import collect_often
 from provisiond.guest.channel import ChannelSignal
 from provisiond.guest.xenstore import XenstoreSignal
 from provisiond.inventory import Inventory
@@ -58,7 +58,6 @@ from provisiond.xenstore.domains import Domains
 log = logging.getLogger(__name__)
 
 _RECONNECT_SECONDS = 2.0
-_COLLECT_SECONDS = 10.0
 # A stuck libvirt call holds its thread, so there are more threads than calls that usually run.
 _LIBVIRT_THREADS = 32
 _ISO_THREADS = 2
@@ -134,7 +133,7 @@ async def _answer(
             tasks.create_task(_watchdog(tools, supervisor).watch(), name="watchdog"),
             tasks.create_task(prune(tools.store, settings), name="prune"),
             tasks.create_task(_stop_on_damage(tools.store, until), name="damage"),
-            tasks.create_task(_collect_often(), name="garbage"),
+            tasks.create_task(_collect(server, tools), name="garbage"),
         ]
         if xen:
             keeping += [
@@ -148,24 +147,10 @@ async def _answer(
         systemd.notify("STOPPING=1")
         log.info("stopping; %d unfinished jobs stay resumable", supervisor.unfinished)
         await tools.store.stop_following()
-        server.should_exit = True
+        server.stop()
         await serving
         for task in keeping:
             task.cancel()
-
-
-async def _collect_often() -> None:
-    """Have connections that were cut off collected soon.
-
-    asyncio's TLS connections are cycles of few objects, with a buffer of 256 KiB each; Python looks
-    for such among old objects only when they have become a quarter more. All that is there at the
-    start stays for good: not counted among them, it need not be looked at either.
-    """
-    gc.collect()
-    gc.freeze()
-    while True:
-        await asyncio.sleep(_COLLECT_SECONDS)
-        gc.collect()  # some ms: it looks at what has come since the start
 
 
 def _traffic(settings: Settings) -> Traffic:
@@ -331,6 +316,11 @@ async def _stop_on_damage(store: Store, stop: asyncio.Event) -> None:
     """No fact can be stored any more, so nothing may be done."""
     await store.damaged()
     stop.set()
+
+
+async def _collect(server: Server, tools: Tools) -> None:
+    """A connection that has ended leaves garbage, and so may a step of a job."""
+    await collect_often(lambda: (server.ended, tools.store.last_seq))
 
 
 def _watchdog(tools: Tools, supervisor: Supervisor) -> Watchdog:

@@ -76,6 +76,11 @@ class Store:
         query = "SELECT coalesce(max(seq), 0) FROM events"
         return int(self._file.connection.execute(query).fetchone()[0])
 
+    @property
+    def last_seq(self) -> int:
+        """The `seq` of the newest event: another one whenever a fact was stored."""
+        return self._last_seq
+
     # ------------------------------------------------------------ trouble
     @property
     def damage(self) -> StateUnusable | None:

@@ -167,6 +167,7 @@ async def test_no_path_reads_like_another_outcome_in_the_record(idle_daemon: Dae
     async with idle_daemon.http() as http:
         assert (await http.delete("/x%3a%20202,%20job%200123abcd")).status_code == 404
         assert (await http.delete("/v1/jobs/%30123")).status_code == 404
+    assert await idle_daemon.stop() == 0  # a line is written after its reply
     assert "DELETE /x%3a%20202,%20job%200123abcd: 404\n" in idle_daemon.said()
     assert "DELETE /v1/jobs/%30123: 404, job 0123\n" in idle_daemon.said()
 

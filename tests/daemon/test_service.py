@@ -4,12 +4,28 @@ import asyncio
 import contextlib
 import sqlite3
 import stat
+import sys
 from pathlib import Path
 
 from tests.daemon.hold import holding
 from tests.daemon.notified import Notified
 from tests.daemon.program import Daemon
 from tests.xenstore.daemon import Xenstored
+
+# Runs the program that is named after it, as Python runs it, and tells when garbage is looked for.
+TELLS_OF_GARBAGE = """
+import atexit, gc, runpy, sys
+
+def tell(event, of):
+    if event == "open" and not told and str(of[0]).endswith("provisiond.toml"):
+        told.append(print("garbage:", gc.isenabled(), "when it reads its settings", flush=True))
+
+told = []
+sys.addaudithook(tell)
+atexit.register(lambda: print("garbage:", gc.isenabled(), "at its end", flush=True))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 async def test_the_socket_is_for_its_group_and_nobody_else(daemon: Daemon) -> None:
@@ -29,6 +45,17 @@ async def test_another_user_passes_to_the_images_whatever_the_umask_is(idle_daem
 async def test_sigterm_ends_it_cleanly_and_leaves_no_socket(daemon: Daemon) -> None:
     assert await daemon.stop() == 0
     assert not daemon.socket.exists()
+
+
+async def test_garbage_is_not_looked_for_while_it_starts_and_is_from_then_on(
+    idle_daemon: Daemon,
+) -> None:
+    idle_daemon.prefix = (sys.executable, "-c", TELLS_OF_GARBAGE)
+    await idle_daemon.start()
+    assert await idle_daemon.stop() == 0
+    started, served = (line for line in idle_daemon.said().splitlines() if "garbage" in line)
+    assert started == "garbage: False when it reads its settings"
+    assert served == "garbage: True at its end"
 
 
 async def test_it_starts_again_over_the_socket_of_a_killed_one(daemon: Daemon) -> None:
