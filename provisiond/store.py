@@ -1,7 +1,8 @@
 """The store: jobs and their history in one SQLite file, the truth after any crash.
 
 A fact is stored (and synced to the disk) before the next step starts. One thread owns the file
-(state_file.py), so calls are serialised; every call is one transaction.
+(state_file.py), so calls are serialised; each of them is stored whole or not at all, and those
+that wait at the same time in one transaction (group_commit.py).
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
 from provisiond.errors import Busy, RequestConflict, StateUnusable
+from provisiond.group_commit import GroupCommit, Write
 from provisiond.job import GUEST_HAS_WON, Event, Job
 from provisiond.state_file import Connection, StateFile, Taken
 from provisiond.threads import Threads
@@ -46,6 +48,7 @@ class Store:
 
     def __init__(self, file: Path) -> None:
         self._file = StateFile(file)
+        self._commits = GroupCommit(self._file)
         self._threads = Threads(size=1, name="store")
         self._damaged = asyncio.Event()
         self._changed = asyncio.Condition()
@@ -97,7 +100,7 @@ class Store:
         Raises RequestConflict where its request_id is taken, Busy where another unfinished
         job works on the same.
         """
-        await self._write(self._insert, job, detail)
+        await self._write(self._insert, job, detail, is_new=True)
 
     async def save(self, job: Job, facts: Sequence[Fact]) -> None:
         """Store a job as it is now and what has been added to its history, in one transaction."""
@@ -130,7 +133,6 @@ class Store:
             if "jobs.request_id" in str(error):
                 raise RequestConflict(f"request_id {job.request_id} is taken") from error
             raise Busy(f"{job.subject}: another job is at work on it") from error
-        self.inserted += 1
         return _add_events(connection, job, [Fact(job.state, detail)])
 
     def _save(self, connection: Connection, job: Job, facts: Sequence[Fact]) -> int:
@@ -155,11 +157,11 @@ class Store:
         removed: list[int] = []
         cursor: list[float] = [0.0, 0.0]  # the time and the row of the last job looked at
         while cursor:
-            await self._write(self._prune_old, before, cursor, removed)
+            await self._write_alone(self._prune_old, before, cursor, removed)
         went = -1
         while len(removed) > went:
             went = len(removed)
-            await self._write(self._prune_surplus, keep, removed)
+            await self._write_alone(self._prune_surplus, keep, removed)
         return len(removed)
 
     async def grown_to(self, jobs: int) -> None:
@@ -169,7 +171,7 @@ class Store:
 
     def _prune_old(
         self, connection: Connection, before: float, cursor: list[float], removed: list[int]
-    ) -> int:
+    ) -> None:
         query = (
             "SELECT created_at, rowid, id, domain_uuid FROM jobs"
             " WHERE ended AND created_at <= ? AND (created_at, rowid) > (?, ?)"
@@ -181,9 +183,8 @@ class Store:
             if not self._is_last_configured(job_id, domain_uuid):
                 _remove(connection, row, job_id)
                 removed.append(row)
-        return self._last_seq
 
-    def _prune_surplus(self, connection: Connection, keep: int, removed: list[int]) -> int:
+    def _prune_surplus(self, connection: Connection, keep: int, removed: list[int]) -> None:
         """By their coming: a clock that was set back makes no new job an old one."""
         count = "SELECT (SELECT count(*) FROM jobs) - (SELECT count(*) FROM jobs WHERE NOT ended)"
         (ended,) = connection.execute(count).fetchone()
@@ -192,7 +193,6 @@ class Store:
         for row, job_id in connection.execute(first, (most,)).fetchall():
             _remove(connection, row, job_id)
             removed.append(row)
-        return self._last_seq
 
     def _is_last_configured(self, job_id: str, domain_uuid: str | None) -> bool:
         last = self._read_jobs(_LAST_CONFIGURED, (domain_uuid, JobKind.PROVISION, *GUEST_HAS_WON))
@@ -320,16 +320,27 @@ class Store:
             raise StateUnusable(f"{self._file.path} holds an event that cannot be read") from error
 
     # ------------------------------------------------------------ the one thread
-    async def _write(self, function: Callable[..., int], *args: object) -> None:
+    async def _write(
+        self, function: Callable[..., int], *args: object, is_new: bool = False
+    ) -> None:
+        """Store what `function` writes; it may be run twice (group_commit.py)."""
+        write = self._commits.put(lambda connection: function(connection, *args))
+        await self._tell(self._store, write, is_new)
+
+    async def _write_alone(self, function: Callable[..., None], *args: object) -> None:
+        await self._tell(self._file.transaction, function, *args)
+
+    async def _tell(self, function: Callable[..., object], *args: object) -> None:
+        """Call what writes, and let whoever follows know."""
         try:
-            await self._call(self._transaction, function, args)
+            await self._call(function, *args)
         finally:  # a cancelled caller's facts are stored as well
             async with self._changed:
                 self._changed.notify_all()
 
-    def _transaction(self, function: Callable[..., int], args: Sequence[object]) -> None:
-        seq = self._file.transaction(function, *args)
-        self._last_seq = max(self._last_seq, seq)
+    def _store(self, write: Write, is_new: bool) -> None:
+        self._last_seq = max(self._last_seq, self._commits.store(write))
+        self.inserted += is_new
 
     async def _call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
