@@ -159,11 +159,16 @@ async def _serves(xenstore: Xenstore, path: str, file: Path) -> bool:
 
 def loops_of(file: Path, *, block_devices: Path = _BLOCK_DEVICES) -> Iterator[str]:
     """The loop devices over `file`, such as loop0; also after the file was unlinked."""
-    names = (str(file), f"{file} (deleted)")
-    for path in sorted(block_devices.glob("loop*/loop/backing_file")):
-        with contextlib.suppress(FileNotFoundError):
-            if path.read_text().removesuffix("\n") in names:
-                yield path.parts[-3]
+    names = tuple(os.fsencode(f"{name}\n") for name in (file, f"{file} (deleted)"))
+    # Without pathlib: it is looked at for every disk that goes, and a host may have hundreds.
+    for device in sorted(os.listdir(block_devices)):  # noqa: PTH208
+        if device.startswith("loop"):
+            with (
+                contextlib.suppress(FileNotFoundError),  # it has no file
+                open(f"{block_devices}/{device}/loop/backing_file", "rb", buffering=0) as backing,  # noqa: PTH123
+            ):
+                if backing.read() in names:
+                    yield device
 
 
 def free_loop(name: str) -> None:
