@@ -28,6 +28,12 @@ _R = TypeVar("_R")
 _JOB = TypeAdapter(Job)
 
 _LOOKED_AT_ONCE = 200
+# Each part finds its rows in an index, however many jobs are unfinished. The column is empty for a
+# destroy, whose domain another job may be on as well.
+_UNFINISHED_ON = (
+    "WHERE (NOT ended AND works_on = ?1) OR (NOT ended AND domain_uuid = ?2)"
+    " OR (NOT ended AND domain_uuid IS NULL AND job ->> '$.domain_uuid' = ?2) ORDER BY rowid"
+)
 _LAST_CONFIGURED = (
     "WHERE domain_uuid = ? AND job ->> '$.kind' = ? AND job ->> '$.state' IN (?, ?, ?)"
     " ORDER BY rowid DESC LIMIT 1"
@@ -222,8 +228,7 @@ class Store:
 
     async def unfinished_on(self, works_on: str, domain_uuid: str | None) -> Job | None:
         """A job at work on the same: under the same key, or on the same domain."""
-        query = "WHERE (works_on = ? OR job ->> '$.domain_uuid' = ?) AND NOT ended"
-        return _first(await self._jobs(query, works_on, domain_uuid))
+        return _first(await self._jobs(_UNFINISHED_ON, works_on, domain_uuid))
 
     async def unfinished_with_disk(self, name: str) -> Job | None:
         """The job that makes, attaches, takes away or removes the disk of this name."""

@@ -426,6 +426,28 @@ async def test_a_domain_that_was_renamed_still_has_one_unfinished_job(store: Sto
         )
 
 
+async def test_to_look_for_a_job_at_work_costs_the_same_however_many_there_are(
+    store: Store,
+) -> None:
+    said: list[str] = []
+    for number in range(20):
+        await store.insert(job_of(number), "x")
+    store._file.connection.set_trace_callback(said.append)
+    assert await store.unfinished_on("domain web7", uuid_of(7)) == job_of(7)
+    assert await store.unfinished_on("domain renamed", uuid_of(7)) == job_of(7)
+    assert await store.unfinished_on("domain new", None) is None
+    store._file.connection.set_trace_callback(None)
+    for query in said:
+        plan = store._file.connection.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+        assert "SCAN" not in " ".join(row[3] for row in plan)
+
+
+async def test_a_destroy_is_found_by_the_domain_that_it_ends(store: Store) -> None:
+    end = replace(job_of(1), kind=JobKind.DESTROY, works_on="end of domain web1")
+    await store.insert(end, "x")
+    assert await store.unfinished_on("domain web1", end.domain_uuid) == end
+
+
 async def test_jobs_without_a_domain_are_apart_from_each_other(store: Store) -> None:
     jobs = [
         replace(
