@@ -24,6 +24,7 @@ class Domains:
         self._xenstore = xenstore
         self._known = asyncio.Event()
         self._uuids: dict[int, str] = {}  # by domid, in the order in which they came
+        self._domids: dict[str, int] = {}  # the newest of each UUID
         self._followers: dict[str, set[asyncio.Event]] = {}
 
     async def domid(self, uuid: str) -> int | None:
@@ -32,11 +33,11 @@ class Domains:
         In the moment of a reboot in which it has two, the newer one.
         """
         await self._known.wait()
-        return self._newest().get(uuid)
+        return self._domids.get(uuid)
 
     def known(self, uuid: str) -> int | None:
         """The same without waiting: None where nothing is known just now."""
-        return self._newest().get(uuid)
+        return self._domids.get(uuid)
 
     @contextmanager
     def following(self, uuid: str, *, wake: asyncio.Event) -> Iterator[None]:
@@ -60,14 +61,14 @@ class Domains:
                 try:
                     await self._look()
                 except XenstoreUnavailable:
-                    self._uuids.clear()  # a xenstored that was started anew has other domains
+                    self._take({})  # a xenstored that was started anew has other domains
                     self._known.clear()
                     await self._xenstore.available()
                     continue
                 await _wait(wake, seconds=_LOOK_AGAIN_SECONDS)
 
     async def _look(self) -> None:
-        before = self._newest()
+        before = self._domids
         names = await self._xenstore.children_if_any(_HOMES)
         domids = {int(name) for name in names if name.isdigit()}
         found = {
@@ -80,11 +81,10 @@ class Domains:
             uuid = await self._read_uuid(domid)
             if uuid is not None:
                 found[domid] = uuid
-        self._uuids = found
+        self._take(found)
         self._known.set()
-        after = self._newest()
         for uuid, wakes in self._followers.items():
-            if before.get(uuid) != after.get(uuid):
+            if before.get(uuid) != self._domids.get(uuid):
                 for wake in wakes:
                     wake.set()
 
@@ -96,8 +96,9 @@ class Domains:
         folder, _, uuid = vm.decode("ascii", errors="replace").rpartition("/")
         return uuid if folder == "/vm" else None
 
-    def _newest(self) -> dict[str, int]:
-        return {uuid: domid for domid, uuid in self._uuids.items()}
+    def _take(self, found: dict[int, str]) -> None:
+        self._uuids = found
+        self._domids = {uuid: domid for domid, uuid in found.items()}
 
 
 async def _wait(wake: asyncio.Event, *, seconds: float) -> None:
