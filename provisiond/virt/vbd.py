@@ -84,12 +84,15 @@ class BackEnds:
     async def of(self, file: Path, *, uuid: str) -> list[str]:
         """The back ends that serve `file` to this domain, under any domid that it has or had, or to
         one that is not known to be another's: it may be just being destroyed."""
+        own = f"/vm/{uuid}".encode()
         found: list[str] = []
         seen: set[str] = set()
         for folder in _BACK_ENDS:
-            for domid in await self._xenstore.children_if_any(folder):
-                seen.add(domid)
-                if await self._is_anothers(domid, uuid):
+            domids = await self._xenstore.children_if_any(folder)
+            seen.update(domids)
+            # Without an await for each of those that are known: nearly all of them are others'.
+            for domid in [one for one in domids if self._owners.get(one, own) == own]:
+                if await self._owner(domid) not in (None, own):
                     continue
                 found += [
                     path
@@ -100,15 +103,16 @@ class BackEnds:
             self._owners.pop(domid, None)
         return found
 
-    async def _is_anothers(self, domid: str, uuid: str) -> bool:
+    async def _owner(self, domid: str) -> bytes | None:
+        """Whose a domid is; None where nobody knows, as of a domain that is being destroyed."""
         owner = self._owners.get(domid)
         if owner is None:
             with contextlib.suppress(FileNotFoundError):
                 owner = await self._xenstore.read(f"/local/domain/{domid}/vm")
             if owner is None or not owner.startswith(b"/vm/"):
-                return False
+                return None
             self._owners[domid] = owner
-        return owner != f"/vm/{uuid}".encode()
+        return owner
 
 
 async def back_ends_for(xenstore: Xenstore, domid: int) -> list[str]:
