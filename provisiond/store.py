@@ -34,6 +34,10 @@ _UNFINISHED_ON = (
     "WHERE (NOT ended AND works_on = ?1) OR (NOT ended AND domain_uuid = ?2)"
     " OR (NOT ended AND domain_uuid IS NULL AND job ->> '$.domain_uuid' = ?2) ORDER BY rowid"
 )
+_UNFINISHED_WITH_DISK = (
+    "WHERE NOT ended AND (job ->> '$.disk_name' = ?1"
+    " OR ?1 IN (SELECT value FROM json_each(job, '$.removes'))) LIMIT 1"
+)
 _LAST_CONFIGURED = (
     "WHERE domain_uuid = ? AND job ->> '$.kind' = ? AND job ->> '$.state' IN (?, ?, ?)"
     " ORDER BY rowid DESC LIMIT 1"
@@ -47,6 +51,20 @@ class Fact:
     state: JobState
     detail: str
     at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known, all of one moment, of a request and of what it would work on."""
+
+    of_request: Job | None
+    """The job of its request_id."""
+    at_work: Job | None
+    """The unfinished job that works on the same."""
+    with_disk: Job | None
+    """The unfinished job that has its disk."""
+    last_generation: int
+    """The highest generation that a job of its domain had; 0 where there was none."""
 
 
 class Store:
@@ -226,17 +244,30 @@ class Store:
         """All jobs that have not ended, in the order in which they came."""
         return await self._jobs("WHERE NOT ended ORDER BY rowid")
 
+    async def standing(
+        self, request_id: str, *, works_on: str, domain_uuid: str | None, disk_name: str | None
+    ) -> Standing:
+        """What `find_request`, `unfinished_on` and `unfinished_with_disk` say."""
+        return await self._call(self._standing, request_id, works_on, domain_uuid, disk_name)
+
+    def _standing(
+        self, request_id: str, works_on: str, domain_uuid: str | None, disk_name: str | None
+    ) -> Standing:
+        of_disk = [] if disk_name is None else self._read_jobs(_UNFINISHED_WITH_DISK, (disk_name,))
+        return Standing(
+            of_request=_first(self._read_jobs("WHERE request_id = ?", (request_id,))),
+            at_work=_first(self._read_jobs(_UNFINISHED_ON, (works_on, domain_uuid))),
+            with_disk=_first(of_disk),
+            last_generation=self._last_generation(domain_uuid),
+        )
+
     async def unfinished_on(self, works_on: str, domain_uuid: str | None) -> Job | None:
         """A job at work on the same: under the same key, or on the same domain."""
         return _first(await self._jobs(_UNFINISHED_ON, works_on, domain_uuid))
 
     async def unfinished_with_disk(self, name: str) -> Job | None:
         """The job that makes, attaches, takes away or removes the disk of this name."""
-        query = (
-            "WHERE NOT ended AND (job ->> '$.disk_name' = ?1"
-            " OR ?1 IN (SELECT value FROM json_each(job, '$.removes'))) LIMIT 1"
-        )
-        return _first(await self._jobs(query, name))
+        return _first(await self._jobs(_UNFINISHED_WITH_DISK, name))
 
     async def last_configured(self, domain_uuid: str) -> Job | None:
         """The last job whose configuration the guest of this domain has taken."""
@@ -246,10 +277,6 @@ class Store:
     async def newest(self, limit: int) -> list[Job]:
         """The newest jobs, newest first; by their coming, whatever the clock said then."""
         return await self._jobs("ORDER BY rowid DESC LIMIT ?", limit)
-
-    async def last_generation(self, domain_uuid: str) -> int:
-        """The highest generation that a job of this domain had; 0 where there was none."""
-        return await self._call(self._last_generation, domain_uuid)
 
     async def events_after(
         self, seq: int, *, job_id: str | None = None, limit: int = 1000
@@ -305,7 +332,7 @@ class Store:
     def _read_schema_version(self) -> int:
         return int(self._file.connection.execute("PRAGMA user_version").fetchone()[0])
 
-    def _last_generation(self, domain_uuid: str) -> int:
+    def _last_generation(self, domain_uuid: str | None) -> int:
         query = "SELECT coalesce(max(generation), 0) FROM jobs WHERE domain_uuid = ?"
         return int(self._file.connection.execute(query, (domain_uuid,)).fetchone()[0])
 
