@@ -292,8 +292,7 @@ class Store:
         seq = self._last_seq if seq is None else seq
         while self._following:
             seen = self._last_seq
-            ended = job_id is not None and await self._has_ended(job_id)
-            events = await self.events_after(seq, job_id=job_id)
+            ended, events = await self._call(self._news, seq, job_id)
             for event in events:
                 seq = event.seq
                 yield event
@@ -305,9 +304,14 @@ class Store:
                         lambda: self._last_seq > seen or not self._following  # noqa: B023
                     )
 
-    async def _has_ended(self, job_id: str) -> bool:
-        job = await self.find(job_id)
-        return job is None or job.state.ended
+    def _news(self, seq: int, job_id: str | None) -> tuple[bool, list[Event]]:
+        """Whether the job has ended, and the events after `seq`: none comes once it has."""
+        return job_id is not None and self._has_ended(job_id), self._events_after(seq, job_id, 1000)
+
+    def _has_ended(self, job_id: str) -> bool:
+        query = "SELECT ended FROM jobs WHERE id = ?"
+        row = self._file.connection.execute(query, (job_id,)).fetchone()
+        return row is None or bool(row[0])
 
     async def stop_following(self) -> None:
         """End every `follow`: the daemon stops."""
