@@ -37,6 +37,7 @@ from provisiond.story import LOOK_INTO_THE_GUEST, Story, Tools, pauses
 _OF_A_REBOOT = (DomainNotRunning, HypervisorFailed)
 # For a look at the domain when the job's time is over; libvirtd may hang.
 _LOOK_SECONDS = 5.0
+_RUNNING_ALREADY = "the domain was running already"
 _RESUME_IT = (
     "The domain is paused, as QEMU does it where the host has no room for a disk of the guest: "
     "make room, resume it (virsh resume), and ask again."
@@ -95,7 +96,11 @@ class Provisioning(Story):
 
     async def _create_disks(self) -> None:
         if self._new is None:
-            await self._save(JobState.DISKS_CREATED, "the domain has its own disks")
+            # Nothing is done between these two: they are stored at once.
+            await self._save_all(
+                (JobState.DISKS_CREATED, "the domain has its own disks"),
+                (JobState.DOMAIN_STARTED, _RUNNING_ALREADY),
+            )
             return
         await self._new.create_overlay()
         overlay, base = self._new.overlay, self.job.request["create"]["base"]
@@ -104,7 +109,7 @@ class Provisioning(Story):
 
     async def _start_domain(self) -> None:
         if self._new is None:
-            await self._save(JobState.DOMAIN_STARTED, "the domain was running already")
+            await self._save(JobState.DOMAIN_STARTED, _RUNNING_ALREADY)
             return
         await self._patiently(self._new.define)
         await self._patiently(self._new.start)
