@@ -19,7 +19,8 @@ images/              golden images as files: baking.py, the guest's script put i
                      away; build.py, one built in phases, by the builder of its recipe.py
 xenstore/            xenstore: its wire, a connection, the client, which domid a domain has
 ports.py             what more than one adapter can do
-store.py             the facts, kept (state_file.py is their file, schema.py has its tables)
+store.py             the facts, kept (state_file.py is their file, schema.py has its tables,
+                     group_commit.py stores together what waits at the same time)
 admission.py         may a request become a job?
 supervisor.py        jobs become tasks: one a subject, bounded, resumed at start
 inventory.py         the domains, bases and disks that are there

@@ -31,6 +31,7 @@ from provisiond.errors import (
     NoGuestChannel,
     NotMadeHere,
 )
+from provisiond.job import Job
 from provisiond.plan import CHANNEL_NAME, iso_folder, plan_uuid
 from provisiond.store import Store
 from provisiond.story import Tools
@@ -92,18 +93,11 @@ class Admission:
         raise ValueError(f"{request.kind}: no such kind of job")
 
     async def refuse_busy(self, subject: Subject) -> None:
-        """Refuse what another job is at work on: Busy, DiskInUse.
-
-        To be asked once more when no other job can be accepted in between.
-        """
-        busy = await self._tools.store.unfinished_on(subject.works_on, subject.domain_uuid)
-        on_its_way_back = busy is not None and (
-            busy.cancel_requested or busy.state is JobState.UNDOING
-        )
-        if busy is not None and not (subject.ends_domain and on_its_way_back):
-            raise Busy(f"{subject.name}: job {busy.id} is at work on it ({busy.state})")
-        if subject.disk_name is not None:
-            await refuse_claimed(self._tools.store, subject.disk_name)
+        """Refuse what another job is at work on now: Busy, DiskInUse."""
+        store, name = self._tools.store, subject.disk_name
+        at_work = await store.unfinished_on(subject.works_on, subject.domain_uuid)
+        with_disk = None if name is None else await store.unfinished_with_disk(name)
+        refuse_standing(subject, at_work=at_work, with_disk=with_disk)
 
     async def _idle(self, subject: Subject) -> Subject:
         await self.refuse_busy(subject)
@@ -227,11 +221,29 @@ class Admission:
                 )
 
 
+def refuse_standing(subject: Subject, *, at_work: Job | None, with_disk: Job | None) -> None:
+    """Refuse what these two unfinished jobs are in the way of: Busy, DiskInUse.
+
+    One works on the same, the other has the same disk. To be asked once more when no other job can
+    be accepted in between.
+    """
+    on_its_way_back = at_work is not None and (
+        at_work.cancel_requested or at_work.state is JobState.UNDOING
+    )
+    if at_work is not None and not (subject.ends_domain and on_its_way_back):
+        raise Busy(f"{subject.name}: job {at_work.id} is at work on it ({at_work.state})")
+    if subject.disk_name is not None:
+        _refuse_claimed(subject.disk_name, by=with_disk)
+
+
 async def refuse_claimed(store: Store, disk: str) -> None:
     """Raises DiskInUse where a job makes, attaches, takes away or removes the disk of this name."""
-    busy = await store.unfinished_with_disk(disk)
-    if busy is not None:
-        raise DiskInUse(f"{disk}: job {busy.id} has it ({busy.state})")
+    _refuse_claimed(disk, by=await store.unfinished_with_disk(disk))
+
+
+def _refuse_claimed(disk: str, *, by: Job | None) -> None:
+    if by is not None:
+        raise DiskInUse(f"{disk}: job {by.id} has it ({by.state})")
 
 
 def _refuse_stopped(domain: Domain) -> None:

@@ -12,6 +12,7 @@ reverts; removing the ISO is then tried until it is gone, as it is when undoing.
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from functools import partial
 
 from provisiond.api.guest_config import GuestConfig
@@ -30,13 +31,14 @@ from provisiond.iso.image import build_image, destroy_iso, write_iso
 from provisiond.iso.tree import Identity, build_tree
 from provisiond.job import Failure, Job, Proof
 from provisiond.new_guest import NewGuest
-from provisiond.plan import plan_job
+from provisiond.plan import Plan, plan_job
 from provisiond.story import LOOK_INTO_THE_GUEST, Story, Tools, pauses
 
 # What libvirt says of a Xen domain for some seconds while it starts it anew.
 _OF_A_REBOOT = (DomainNotRunning, HypervisorFailed)
 # For a look at the domain when the job's time is over; libvirtd may hang.
 _LOOK_SECONDS = 5.0
+_RUNNING_ALREADY = "the domain was running already"
 _RESUME_IT = (
     "The domain is paused, as QEMU does it where the host has no room for a disk of the guest: "
     "make room, resume it (virsh resume), and ask again."
@@ -95,7 +97,11 @@ class Provisioning(Story):
 
     async def _create_disks(self) -> None:
         if self._new is None:
-            await self._save(JobState.DISKS_CREATED, "the domain has its own disks")
+            # Nothing is done between these two: they are stored at once.
+            await self._save_all(
+                (JobState.DISKS_CREATED, "the domain has its own disks"),
+                (JobState.DOMAIN_STARTED, _RUNNING_ALREADY),
+            )
             return
         await self._new.create_overlay()
         overlay, base = self._new.overlay, self.job.request["create"]["base"]
@@ -104,7 +110,7 @@ class Provisioning(Story):
 
     async def _start_domain(self) -> None:
         if self._new is None:
-            await self._save(JobState.DOMAIN_STARTED, "the domain was running already")
+            await self._save(JobState.DOMAIN_STARTED, _RUNNING_ALREADY)
             return
         await self._patiently(self._new.define)
         await self._patiently(self._new.start)
@@ -118,8 +124,7 @@ class Provisioning(Story):
             identity = Identity(self._plan.nonce, self._uuid, self.job.generation)
             first_mac = next(iter(live.macs), None)
             tree = build_tree(self._config, identity, first_mac=first_mac)
-            image = await self._tools.iso_threads.call(build_image, tree)
-            await self._tools.iso_threads.call(write_iso, self._plan, image)
+            await self._tools.iso_threads.call(_build_and_write, self._plan, tree)
         self._config = None  # from here on the secret is on the ISO alone
         await self._save(JobState.ISO_WRITTEN, "config ISO written and read back")
 
@@ -286,3 +291,7 @@ class Provisioning(Story):
             proof=self._proof,
             detached_at=self._detached_at if self.job.attached_at is not None else None,
         )
+
+
+def _build_and_write(plan: Plan, tree: Mapping[str, bytes]) -> None:
+    write_iso(plan, build_image(tree))

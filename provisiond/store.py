@@ -1,7 +1,8 @@
 """The store: jobs and their history in one SQLite file, the truth after any crash.
 
 A fact is stored (and synced to the disk) before the next step starts. One thread owns the file
-(state_file.py), so calls are serialised; every call is one transaction.
+(state_file.py), so calls are serialised; each of them is stored whole or not at all, and those
+that wait at the same time in one transaction (group_commit.py).
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
 from provisiond.errors import Busy, RequestConflict, StateUnusable
+from provisiond.group_commit import GroupCommit, Write
 from provisiond.job import GUEST_HAS_WON, Event, Job
 from provisiond.state_file import Connection, StateFile, Taken
 from provisiond.threads import Threads
@@ -26,6 +28,16 @@ _R = TypeVar("_R")
 _JOB = TypeAdapter(Job)
 
 _LOOKED_AT_ONCE = 200
+# Each part finds its rows in an index, however many jobs are unfinished. The column is empty for a
+# destroy, whose domain another job may be on as well.
+_UNFINISHED_ON = (
+    "WHERE (NOT ended AND works_on = ?1) OR (NOT ended AND domain_uuid = ?2)"
+    " OR (NOT ended AND domain_uuid IS NULL AND job ->> '$.domain_uuid' = ?2) ORDER BY rowid"
+)
+_UNFINISHED_WITH_DISK = (
+    "WHERE NOT ended AND (job ->> '$.disk_name' = ?1"
+    " OR ?1 IN (SELECT value FROM json_each(job, '$.removes'))) LIMIT 1"
+)
 _LAST_CONFIGURED = (
     "WHERE domain_uuid = ? AND job ->> '$.kind' = ? AND job ->> '$.state' IN (?, ?, ?)"
     " ORDER BY rowid DESC LIMIT 1"
@@ -41,11 +53,26 @@ class Fact:
     at: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known, all of one moment, of a request and of what it would work on."""
+
+    of_request: Job | None
+    """The job of its request_id."""
+    at_work: Job | None
+    """The unfinished job that works on the same."""
+    with_disk: Job | None
+    """The unfinished job that has its disk."""
+    last_generation: int
+    """The highest generation that a job of its domain had; 0 where there was none."""
+
+
 class Store:
     """Jobs and events in `file`. Open it once."""
 
     def __init__(self, file: Path) -> None:
         self._file = StateFile(file)
+        self._commits = GroupCommit(self._file)
         self._threads = Threads(size=1, name="store")
         self._damaged = asyncio.Event()
         self._changed = asyncio.Condition()
@@ -102,7 +129,7 @@ class Store:
         Raises RequestConflict where its request_id is taken, Busy where another unfinished
         job works on the same.
         """
-        await self._write(self._insert, job, detail)
+        await self._write(self._insert, job, detail, is_new=True)
 
     async def save(self, job: Job, facts: Sequence[Fact]) -> None:
         """Store a job as it is now and what has been added to its history, in one transaction."""
@@ -135,7 +162,6 @@ class Store:
             if "jobs.request_id" in str(error):
                 raise RequestConflict(f"request_id {job.request_id} is taken") from error
             raise Busy(f"{job.subject}: another job is at work on it") from error
-        self.inserted += 1
         return _add_events(connection, job, [Fact(job.state, detail)])
 
     def _save(self, connection: Connection, job: Job, facts: Sequence[Fact]) -> int:
@@ -160,11 +186,11 @@ class Store:
         removed: list[int] = []
         cursor: list[float] = [0.0, 0.0]  # the time and the row of the last job looked at
         while cursor:
-            await self._write(self._prune_old, before, cursor, removed)
+            await self._write_alone(self._prune_old, before, cursor, removed)
         went = -1
         while len(removed) > went:
             went = len(removed)
-            await self._write(self._prune_surplus, keep, removed)
+            await self._write_alone(self._prune_surplus, keep, removed)
         return len(removed)
 
     async def grown_to(self, jobs: int) -> None:
@@ -174,7 +200,7 @@ class Store:
 
     def _prune_old(
         self, connection: Connection, before: float, cursor: list[float], removed: list[int]
-    ) -> int:
+    ) -> None:
         query = (
             "SELECT created_at, rowid, id, domain_uuid FROM jobs"
             " WHERE ended AND created_at <= ? AND (created_at, rowid) > (?, ?)"
@@ -186,9 +212,8 @@ class Store:
             if not self._is_last_configured(job_id, domain_uuid):
                 _remove(connection, row, job_id)
                 removed.append(row)
-        return self._last_seq
 
-    def _prune_surplus(self, connection: Connection, keep: int, removed: list[int]) -> int:
+    def _prune_surplus(self, connection: Connection, keep: int, removed: list[int]) -> None:
         """By their coming: a clock that was set back makes no new job an old one."""
         count = "SELECT (SELECT count(*) FROM jobs) - (SELECT count(*) FROM jobs WHERE NOT ended)"
         (ended,) = connection.execute(count).fetchone()
@@ -197,7 +222,6 @@ class Store:
         for row, job_id in connection.execute(first, (most,)).fetchall():
             _remove(connection, row, job_id)
             removed.append(row)
-        return self._last_seq
 
     def _is_last_configured(self, job_id: str, domain_uuid: str | None) -> bool:
         last = self._read_jobs(_LAST_CONFIGURED, (domain_uuid, JobKind.PROVISION, *GUEST_HAS_WON))
@@ -225,18 +249,30 @@ class Store:
         """All jobs that have not ended, in the order in which they came."""
         return await self._jobs("WHERE NOT ended ORDER BY rowid")
 
+    async def standing(
+        self, request_id: str, *, works_on: str, domain_uuid: str | None, disk_name: str | None
+    ) -> Standing:
+        """What `find_request`, `unfinished_on` and `unfinished_with_disk` say."""
+        return await self._call(self._standing, request_id, works_on, domain_uuid, disk_name)
+
+    def _standing(
+        self, request_id: str, works_on: str, domain_uuid: str | None, disk_name: str | None
+    ) -> Standing:
+        of_disk = [] if disk_name is None else self._read_jobs(_UNFINISHED_WITH_DISK, (disk_name,))
+        return Standing(
+            of_request=_first(self._read_jobs("WHERE request_id = ?", (request_id,))),
+            at_work=_first(self._read_jobs(_UNFINISHED_ON, (works_on, domain_uuid))),
+            with_disk=_first(of_disk),
+            last_generation=self._last_generation(domain_uuid),
+        )
+
     async def unfinished_on(self, works_on: str, domain_uuid: str | None) -> Job | None:
         """A job at work on the same: under the same key, or on the same domain."""
-        query = "WHERE (works_on = ? OR job ->> '$.domain_uuid' = ?) AND NOT ended"
-        return _first(await self._jobs(query, works_on, domain_uuid))
+        return _first(await self._jobs(_UNFINISHED_ON, works_on, domain_uuid))
 
     async def unfinished_with_disk(self, name: str) -> Job | None:
         """The job that makes, attaches, takes away or removes the disk of this name."""
-        query = (
-            "WHERE NOT ended AND (job ->> '$.disk_name' = ?1"
-            " OR ?1 IN (SELECT value FROM json_each(job, '$.removes'))) LIMIT 1"
-        )
-        return _first(await self._jobs(query, name))
+        return _first(await self._jobs(_UNFINISHED_WITH_DISK, name))
 
     async def last_configured(self, domain_uuid: str) -> Job | None:
         """The last job whose configuration the guest of this domain has taken."""
@@ -246,10 +282,6 @@ class Store:
     async def newest(self, limit: int) -> list[Job]:
         """The newest jobs, newest first; by their coming, whatever the clock said then."""
         return await self._jobs("ORDER BY rowid DESC LIMIT ?", limit)
-
-    async def last_generation(self, domain_uuid: str) -> int:
-        """The highest generation that a job of this domain had; 0 where there was none."""
-        return await self._call(self._last_generation, domain_uuid)
 
     async def events_after(
         self, seq: int, *, job_id: str | None = None, limit: int = 1000
@@ -265,8 +297,7 @@ class Store:
         seq = self._last_seq if seq is None else seq
         while self._following:
             seen = self._last_seq
-            ended = job_id is not None and await self._has_ended(job_id)
-            events = await self.events_after(seq, job_id=job_id)
+            ended, events = await self._call(self._news, seq, job_id)
             for event in events:
                 seq = event.seq
                 yield event
@@ -278,9 +309,14 @@ class Store:
                         lambda: self._last_seq > seen or not self._following  # noqa: B023
                     )
 
-    async def _has_ended(self, job_id: str) -> bool:
-        job = await self.find(job_id)
-        return job is None or job.state.ended
+    def _news(self, seq: int, job_id: str | None) -> tuple[bool, list[Event]]:
+        """Whether the job has ended, and the events after `seq`: none comes once it has."""
+        return job_id is not None and self._has_ended(job_id), self._events_after(seq, job_id, 1000)
+
+    def _has_ended(self, job_id: str) -> bool:
+        query = "SELECT ended FROM jobs WHERE id = ?"
+        row = self._file.connection.execute(query, (job_id,)).fetchone()
+        return row is None or bool(row[0])
 
     async def stop_following(self) -> None:
         """End every `follow`: the daemon stops."""
@@ -305,7 +341,7 @@ class Store:
     def _read_schema_version(self) -> int:
         return int(self._file.connection.execute("PRAGMA user_version").fetchone()[0])
 
-    def _last_generation(self, domain_uuid: str) -> int:
+    def _last_generation(self, domain_uuid: str | None) -> int:
         query = "SELECT coalesce(max(generation), 0) FROM jobs WHERE domain_uuid = ?"
         return int(self._file.connection.execute(query, (domain_uuid,)).fetchone()[0])
 
@@ -325,16 +361,27 @@ class Store:
             raise StateUnusable(f"{self._file.path} holds an event that cannot be read") from error
 
     # ------------------------------------------------------------ the one thread
-    async def _write(self, function: Callable[..., int], *args: object) -> None:
+    async def _write(
+        self, function: Callable[..., int], *args: object, is_new: bool = False
+    ) -> None:
+        """Store what `function` writes; it may be run twice (group_commit.py)."""
+        write = self._commits.put(lambda connection: function(connection, *args))
+        await self._tell(self._store, write, is_new)
+
+    async def _write_alone(self, function: Callable[..., None], *args: object) -> None:
+        await self._tell(self._file.transaction, function, *args)
+
+    async def _tell(self, function: Callable[..., object], *args: object) -> None:
+        """Call what writes, and let whoever follows know."""
         try:
-            await self._call(self._transaction, function, args)
+            await self._call(function, *args)
         finally:  # a cancelled caller's facts are stored as well
             async with self._changed:
                 self._changed.notify_all()
 
-    def _transaction(self, function: Callable[..., int], args: Sequence[object]) -> None:
-        seq = self._file.transaction(function, *args)
-        self._last_seq = max(self._last_seq, seq)
+    def _store(self, write: Write, is_new: bool) -> None:
+        self._last_seq = max(self._last_seq, self._commits.store(write))
+        self.inserted += is_new
 
     async def _call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:

@@ -6,6 +6,7 @@ fact is stored before the next step starts.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -195,15 +196,24 @@ class Story(ABC):
     # ------------------------------------------------------------ facts
     async def _save(self, to: JobState, detail: str, **facts: object) -> None:
         """Store a fact; where that fails, the job stays what it was."""
-        before = self.job
-        self.job = advance(before, to, at=time.time(), **facts)
+        await self._save_all((to, detail), **facts)
+
+    async def _save_all(self, *steps: tuple[JobState, str], **facts: object) -> None:
+        """Store steps between which nothing is done, all or none; `facts` come with the last."""
+        way = [self.job]
+        for number, (to, _detail) in enumerate(steps, 1):
+            with_it = facts if number == len(steps) else {}
+            way.append(advance(way[-1], to, at=time.time(), **with_it))
+        self.job = way[-1]
         try:
-            await self._tools.store.save(self.job, [Fact(to, detail)])
+            await self._tools.store.save(self.job, [Fact(to, detail) for to, detail in steps])
         except (StateUnwritable, StateUnusable):
-            self.job = before
+            self.job = way[0]
             raise
-        self._tools.observe(before, self.job)
-        self._log(detail)
+        for before, after in itertools.pairwise(way):
+            self._tools.observe(before, after)
+        for _to, detail in steps:
+            self._log(detail)
 
     async def _insist(self, to: JobState, detail: str, **facts: object) -> None:
         """Store a fact that nothing can take back, however long the state file is unwritable."""

@@ -15,7 +15,7 @@ from functools import partial
 
 from pydantic import SecretStr
 
-from provisiond.admission import Admission, Subject
+from provisiond.admission import Admission, Subject, refuse_standing
 from provisiond.api.guest_config import GuestConfig
 from provisiond.api.requests import JobKind, ProvisionRequest, Request
 from provisiond.base_jobs import ImportingBase, VerifyingBase
@@ -113,12 +113,20 @@ class Supervisor:
             return known, False  # the same request was accepted while this one was looked at
         config = await _with_hash(request)
         async with self._submitting:
-            if (known := await self._known(request)) is not None:
-                return known, False
-            await self._admission.refuse_busy(subject)
+            standing = await self._tools.store.standing(
+                request.request_id,
+                works_on=subject.works_on,
+                domain_uuid=subject.domain_uuid,
+                disk_name=subject.disk_name,
+            )
+            if standing.of_request is not None:
+                return self._same(request, standing.of_request), False
+            refuse_standing(subject, at_work=standing.at_work, with_disk=standing.with_disk)
             if self.full:
                 raise TooManyJobs(f"{len(self._stories)} jobs are unfinished, which is the limit")
-            job = await self._new_job(request, subject, job_id, by=by)
+            job = self._new_job(
+                request, subject, job_id, by=by, last_generation=standing.last_generation
+            )
             if self._tasks is None:
                 raise ShuttingDown("provisiond is stopping")
             self._requests.remember(job.id, request)
@@ -157,15 +165,19 @@ class Supervisor:
 
     async def _known(self, request: Request) -> Job | None:
         job = await self._tools.store.find_request(request.request_id)
-        if job is not None:
-            same = job.request == request.public() and self._requests.matches(job.id, request)
-            if not same:
-                raise RequestConflict(
-                    f"request_id {request.request_id} is known with another body (job {job.id})"
-                )
+        return None if job is None else self._same(request, job)
+
+    def _same(self, request: Request, job: Job) -> Job:
+        """The job of its request_id, where that was the same request."""
+        if job.request != request.public() or not self._requests.matches(job.id, request):
+            raise RequestConflict(
+                f"request_id {request.request_id} is known with another body (job {job.id})"
+            )
         return job
 
-    async def _new_job(self, request: Request, subject: Subject, job_id: str, *, by: str) -> Job:
+    def _new_job(
+        self, request: Request, subject: Subject, job_id: str, *, by: str, last_generation: int
+    ) -> Job:
         now, since_boot = time.time(), boot_time()
         default = self._deadline_seconds
         if request.kind in (JobKind.IMPORT_BASE, JobKind.VERIFY_BASE):
@@ -178,7 +190,7 @@ class Supervisor:
             subject=subject.name,
             works_on=subject.works_on,
             domain_uuid=subject.domain_uuid,
-            generation=await self._generation(request, subject, now),
+            generation=_generation(request, subject, now, last=last_generation),
             request=request.public(),
             requested_by=by,
             created_at=now,
@@ -189,13 +201,6 @@ class Supervisor:
             disk_name=subject.disk_name,
             removes=subject.removes,
         )
-
-    async def _generation(self, request: Request, subject: Subject, now: float) -> int:
-        if not isinstance(request, ProvisionRequest) or subject.domain_uuid is None:
-            return 0
-        last = await self._tools.store.last_generation(subject.domain_uuid)
-        # The clock's seconds, so that a guest which comes from another host has a lower one.
-        return request.generation or max(last + 1, int(now))
 
     # ------------------------------------------------------------ tasks
     def _start(self, job: Job, config: GuestConfig | None) -> None:
@@ -261,6 +266,13 @@ def _secrets_of(request: Request) -> tuple[SecretStr | None, ...]:
     if not isinstance(request, ProvisionRequest):
         return ()
     return request.config.password, request.config.password_hash
+
+
+def _generation(request: Request, subject: Subject, now: float, *, last: int) -> int:
+    if not isinstance(request, ProvisionRequest) or subject.domain_uuid is None:
+        return 0
+    # The clock's seconds, so that a guest which comes from another host has a lower one.
+    return request.generation or max(last + 1, int(now))
 
 
 async def _with_hash(request: Request) -> GuestConfig | None:

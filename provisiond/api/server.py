@@ -130,7 +130,8 @@ def _add_jobs(app: FastAPI, supervisor: Supervisor, store: Store) -> None:
         return view_job(await supervisor.cancel(job.id, by=caller.name))
 
 
-def _caller(request: Request) -> Caller:
+# A plain function would be run in a thread, and so would an endpoint.
+async def _caller(request: Request) -> Caller:
     caller: Caller = request.state.caller
     return caller
 

@@ -39,9 +39,9 @@ from tests.lab.program import Lab
 COST = "1 one job: ours beyond libvirt, ISO, fsync (real guest)"
 EXPOSURE = "2 exposure of the secret (real guest)"
 MS = 1e6  # ns
-# What is stored before the attach: the request, DISKS_CREATED, DOMAIN_STARTED, ISO_WRITTEN; and
+# What is stored before the attach: the request, DISKS_CREATED with DOMAIN_STARTED, ISO_WRITTEN; and
 # between the verdict and the ISO's end: GUEST_CONFIGURED, ISO_DETACHED.
-COMMITS_BEFORE, COMMITS_AFTER = 4, 2
+COMMITS_BEFORE, COMMITS_AFTER = 3, 2
 COMMIT_BYTES = 5 * 4120  # the frames that a job's save adds to SQLite's write-ahead log, about
 ISO_BUILT = "bare ISO (pycdlib, our tree)"
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from provisiond.errors import Busy, RequestConflict, StateUnusable, StateUnwrita
 from provisiond.job import Event, Failure, Job, Proof, advance
 from provisiond.pruning import prune
 from provisiond.settings import Settings
-from provisiond.store import Fact, Store
+from provisiond.store import Fact, Standing, Store
 
 S = JobState
 SOON = 10.0  # seconds; far more than any of this takes
@@ -159,7 +160,8 @@ async def test_what_is_not_there_is_none(store: Store) -> None:
     assert await store.find("0" * 32) is None
     assert await store.find_request("r-1") is None
     assert await store.unfinished_on("x", None) is None
-    assert await store.last_generation("x") == 0
+    found = await store.standing("r-1", works_on="x", domain_uuid="x", disk_name="x")
+    assert found == Standing(None, None, None, 0)
     assert await store.unfinished() == await store.newest(10) == []
     assert await store.events_after(0) == []
 
@@ -181,7 +183,22 @@ async def test_a_domain_has_one_unfinished_job(store: Store) -> None:
     assert await store.unfinished_on(first.works_on, None) is None
     await store.insert(job_of(2, domain=7), "x")
     assert {job.generation for job in await store.unfinished()} == {2, 3}
-    assert await store.last_generation(uuid_of(7)) == 2
+
+
+async def test_what_stands_in_a_requests_way_is_known_all_at_once(store: Store) -> None:
+    asked, other = job_of(1, domain=7), replace(job_of(2, domain=8), disk_name="data")
+    nothing = Standing(None, None, None, 0)
+    look = partial(store.standing, works_on="domain web7", domain_uuid=uuid_of(7))
+    assert await look("r-1", disk_name="data") == nothing
+    await store.insert(asked, "x")
+    await store.insert(other, "x")
+    assert await look("r-9", disk_name=None) == Standing(None, asked, None, 1)
+    assert await look("r-2", disk_name="data") == Standing(other, asked, other, 1)
+    await store.save(failed(asked), [Fact(S.FAILED, "x")])
+    await store.insert(job_of(3, domain=7), "x")
+    assert (await look("r-9", disk_name="other")) == Standing(None, job_of(3, domain=7), None, 3)
+    disk = await store.standing("r-9", works_on="disk x", domain_uuid=None, disk_name="x")
+    assert disk == nothing, "what has no domain has no generation"
 
 
 async def test_a_request_id_is_taken_for_ever(store: Store) -> None:
@@ -424,6 +441,28 @@ async def test_a_domain_that_was_renamed_still_has_one_unfinished_job(store: Sto
         await store.insert(
             replace(job_of(2, domain=7), subject="new", works_on="domain new"), "never"
         )
+
+
+async def test_to_look_for_a_job_at_work_costs_the_same_however_many_there_are(
+    store: Store,
+) -> None:
+    said: list[str] = []
+    for number in range(20):
+        await store.insert(job_of(number), "x")
+    store._file.connection.set_trace_callback(said.append)
+    assert await store.unfinished_on("domain web7", uuid_of(7)) == job_of(7)
+    assert await store.unfinished_on("domain renamed", uuid_of(7)) == job_of(7)
+    assert await store.unfinished_on("domain new", None) is None
+    store._file.connection.set_trace_callback(None)
+    for query in said:
+        plan = store._file.connection.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+        assert "SCAN" not in " ".join(row[3] for row in plan)
+
+
+async def test_a_destroy_is_found_by_the_domain_that_it_ends(store: Store) -> None:
+    end = replace(job_of(1), kind=JobKind.DESTROY, works_on="end of domain web1")
+    await store.insert(end, "x")
+    assert await store.unfinished_on("domain web1", end.domain_uuid) == end
 
 
 async def test_jobs_without_a_domain_are_apart_from_each_other(store: Store) -> None:
