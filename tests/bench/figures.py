@@ -86,18 +86,10 @@ def median_row(
     return Row(group, what, spread.median, unit, spread, target, note)
 
 
-def p99_row(
-    group: str,
-    what: str,
-    values: Iterable[float],
-    unit: str,
-    *,
-    target: Target | None = None,
-    note: str = "",
-) -> Row:
+def p99_row(group: str, what: str, values: Iterable[float], unit: str, *, target: Target) -> Row:
     """The p99 of the values, with their spread."""
     spread = Spread.of(values)
-    return Row(group, what, spread.p99, unit, spread, target, note)
+    return Row(group, what, spread.p99, unit, spread, target)
 
 
 # ---------------------------------------------------------------- the table
