@@ -9,7 +9,6 @@ from time import perf_counter
 from tests.bench.clock import cpu_seconds, memory_mib
 from tests.bench.crowd import Crowd, crowd
 from tests.bench.figures import Row, Target, median_row
-from tests.bench.http import kept
 from tests.daemon.fixtures import fresh_folder
 from tests.daemon.notified import Notified
 from tests.daemon.program import Daemon
@@ -34,8 +33,6 @@ async def measure(*, quick: bool) -> AsyncIterator[Row]:
         resumed = [await _restart(site) for _ in range(2 if quick else 5)]
         what = f"start to READY, {count:,} unfinished jobs"
         yield median_row(GROUP, what, resumed, "s", target=Target(3.0))
-        again = [await _until_followed(site, count)]
-        yield median_row(GROUP, f"start to {count:,} guests heard again", again, "s")
 
 
 def _compile() -> None:
@@ -75,17 +72,6 @@ async def _ready(daemon: Daemon) -> float:
 async def _restart(site: Crowd) -> float:
     await site.daemon.stop()
     return await _ready(site.daemon)
-
-
-async def _until_followed(site: Crowd, count: int) -> float:
-    """From the start of the process until it waits for each guest: each has its watches again."""
-    await site.daemon.stop()
-    started = perf_counter()
-    await site.daemon.start()
-    async with kept(site.daemon.socket) as http:
-        while await site.unfinished(http) < count:  # noqa: ASYNC110 - it is another process's
-            await asyncio.sleep(0.05)
-    return perf_counter() - started
 
 
 async def _all_wait(site: Crowd, count: int) -> None:
