@@ -15,6 +15,12 @@ class Pace:
         self._left = float(burst)
         self._counted_at = asyncio.get_running_loop().time()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the guest has taken less than half of what it may take at once."""
+        self._count()
+        return self._left > self._burst / 2
+
     async def turn(self) -> None:
         """Wait until it is the guest's turn. Whoever is cancelled meanwhile has taken none."""
         self._count()

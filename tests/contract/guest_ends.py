@@ -15,6 +15,7 @@ from provisiond.guest.xenstore import XenstoreSignal
 from provisiond.ports import GuestSignal
 from provisiond.xenstore.client import Xenstore
 from provisiond.xenstore.domains import Domains
+from provisiond.xenstore.lost_events import LostEvents
 from tests.xenstore.daemon import Xenstored
 
 NONCE = "0123456789abcdef0123456789abcdef"
@@ -115,9 +116,11 @@ class XenstoreGuest:
         self._log: list[str] = []
         self._xenstore = Xenstore(self._store.socket)
         self._domains = Domains(self._xenstore)
+        self._lost_events = LostEvents(self._xenstore)
         self._tasks = [
             asyncio.create_task(self._xenstore.stay_connected()),
             asyncio.create_task(self._domains.follow()),
+            asyncio.create_task(self._lost_events.look_for()),
         ]
 
     def signal(self, *, nonce: str = NONCE) -> GuestSignal:
@@ -126,6 +129,7 @@ class XenstoreGuest:
             uuid=UUID,
             xenstore=self._xenstore,
             domains=self._domains,
+            lost_events=self._lost_events,
             reboot_seconds=REBOOT_SECONDS,
         )
 

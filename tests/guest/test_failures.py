@@ -143,3 +143,42 @@ def test_the_address_of_another_machine_is_found_out(system: Machine) -> None:
     outcome = system.provision(conf(IF0_MAC=MACS[0], IF0_ADDRESSES="fd00::5/64"))
     assert (outcome.status, outcome.failed_step) == (1, "verify")
     assert "another machine has an IPv6 address of eth0" in outcome.log
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["printf '\\n' >>/etc/hosts", "printf web >/etc/hosts", "rm /etc/hosts"],
+    ids=["an empty line more", "less of it", "gone"],
+)
+def test_a_file_that_another_program_changes_meanwhile_is_found_out(
+    machine: Machine, change: str
+) -> None:
+    program = f"#!/bin/sh\nread -r x\n{change}\n"
+    machine.write("/usr/sbin/chpasswd", program, mode=0o755)
+    machine.write("/etc/hosts", "\n127.0.0.1 localhost\n")
+    outcome = machine.provision(conf(PASSWORD_HASH=SECRET))
+    assert (outcome.status, outcome.failed_step) == (1, "verify")
+    assert "/etc/hosts was changed" in outcome.log
+
+
+def test_an_address_too_many_is_found_out(system: Machine) -> None:
+    """One that another program adds while the configuration is applied."""
+    program = "#!/bin/sh\nread -r x\nip addr add 10.0.0.77/24 dev eth0\n"
+    system.write("/usr/sbin/chpasswd", program, mode=0o755)
+    text = conf(IF0_MAC=MACS[0], IF0_ADDRESSES="10.0.0.5/24 10.0.0.6/24", PASSWORD_HASH=SECRET)
+    outcome = system.provision(text)
+    assert (outcome.status, outcome.failed_step) == (1, "verify")
+    assert "eth0 has other addresses: 10.0.0.5/24 10.0.0.6/24 10.0.0.77/24" in outcome.log
+
+
+def test_a_link_that_lies_where_a_part_is_written_is_not_followed(machine: Machine) -> None:
+    """A run that was killed leaves a part; files have their own modes, whatever it had."""
+    machine.write("/etc/others", "theirs\n")
+    for name in ("/etc/hostname", "/etc/timezone"):
+        machine.path(f"{name}.provision-part").symlink_to("others")
+    machine.write(f"{STATE_FILE}.provision-part", "half of", mode=0o666)
+    assert machine.provision(conf(TIMEZONE="Europe/Vienna")).status == 0
+    assert machine.read("/etc/others") == "theirs\n"
+    assert machine.read("/etc/hostname") == "web1\n"
+    for name, mode in (("/etc/hostname", 0o644), ("/etc/timezone", 0o644), (STATE_FILE, 0o600)):
+        assert machine.path(name).stat().st_mode & 0o7777 == mode

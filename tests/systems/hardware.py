@@ -49,14 +49,27 @@ class Hardware:
         (folder / "block").mkdir(parents=True)
         (folder / "plug-in").write_text(PLUG_IN)
         os.mkfifo(folder / "port")
-        # Read and write: the end never comes, whoever else opens and closes it.
-        self._port = os.open(folder / "port", os.O_RDWR | os.O_NONBLOCK)
+        self._port = self._listen()
         self._said = b""
 
     def close(self) -> None:
         os.close(self._port)
 
     # ------------------------------------------------------------ the port
+    def _listen(self) -> int:
+        """Read and write: the end never comes, whoever else opens and closes it."""
+        return os.open(self.folder / "port", os.O_RDWR | os.O_NONBLOCK)
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Nobody listens at the port: whoever says a word waits, as at that of QEMU."""
+        os.close(self._port)
+        try:
+            yield
+        finally:
+            self._port = self._listen()
+            self._said = b""
+
     def hello(self, *, within: float) -> Hello:
         """The script's first hello from now on."""
         self._drain()
