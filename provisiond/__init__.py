@@ -17,7 +17,8 @@ images/              golden images as files: baking.py, the guest's script put i
                      extraction.py, kernel and root taken out; contents.py, what is in it;
                      verification.py, a guest tried (trial.py) on a host that is thrown
                      away; build.py, one built in phases, by the builder of its recipe.py
-xenstore/            xenstore: its wire, a connection, the client, which domid a domain has
+xenstore/            xenstore: its wire, a connection, the client, which domid a domain has, what
+                     its watches have not told
 ports.py             what more than one adapter can do
 store.py             the facts, kept (state_file.py is their file, schema.py has its tables,
                      group_commit.py stores together what waits at the same time)

@@ -54,6 +54,7 @@ from provisiond.virt.libvirt import Hypervisor
 from provisiond.watchdog import Watchdog, workers_of
 from provisiond.xenstore.client import Xenstore, find_xenstore
 from provisiond.xenstore.domains import Domains
+from provisiond.xenstore.lost_events import LostEvents
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,7 @@ async def _answer(
             keeping += [
                 tasks.create_task(xen.xenstore.stay_connected(), name="xenstore"),
                 tasks.create_task(xen.domains.follow(), name="domains"),
+                tasks.create_task(xen.lost_events.look_for(), name="lost events"),
             ]
         systemd.notify("READY=1")
         for address in server.addresses:
@@ -253,11 +255,12 @@ class _Xen:
 
     xenstore: Xenstore
     domains: Domains
+    lost_events: LostEvents
 
     @classmethod
     def opened(cls) -> "_Xen":
         xenstore = Xenstore(find_xenstore())
-        return cls(xenstore, Domains(xenstore))
+        return cls(xenstore, Domains(xenstore), LostEvents(xenstore))
 
 
 def _open_signal(
@@ -273,6 +276,7 @@ def _open_signal(
             uuid=uuid,
             xenstore=xen.xenstore,
             domains=xen.domains,
+            lost_events=xen.lost_events,
             reboot_seconds=_REBOOT_SECONDS,
             expects_keys=job.has_reached(JobState.ISO_ATTACHED),
         )

@@ -24,14 +24,16 @@ from provisiond.guest.verdict import MAX_WORD, Done, Failed, Hello, LogLine, Ver
 from provisiond.plan import Keys, plan_keys
 from provisiond.xenstore.client import Transaction, Xenstore
 from provisiond.xenstore.domains import Domains
+from provisiond.xenstore.lost_events import LostEvents
 
 log = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
 
-# A watch's event can be lost (oxenstored), so the keys are read again now and then.
+# A domain that is absent is looked for again now and then, whatever xenstored tells.
 _LOOK_AGAIN_SECONDS = 30.0
-# A guest that writes without end is looked at so often and no oftener: at first, and then.
+# A guest that writes without end is looked at so often and no oftener: at first, and then. One that
+# writes its log and its verdict is heard at once; what more come within a breath are one look.
 _BREATH_SECONDS = 0.02
 _LOOKS_AT_ONCE = 50
 _LOOKS_PER_SECOND = 5.0
@@ -52,6 +54,7 @@ class XenstoreSignal:
         uuid: str,
         xenstore: Xenstore,
         domains: Domains,
+        lost_events: LostEvents,
         reboot_seconds: float,
         expects_keys: bool = False,
     ) -> None:
@@ -59,11 +62,13 @@ class XenstoreSignal:
         self._uuid = uuid
         self._xenstore = xenstore
         self._domains = domains
+        self._lost_events = lost_events
         self._reboot_seconds = reboot_seconds
         self._wake = asyncio.Event()
         self._following = contextlib.ExitStack()
         self._watching = contextlib.AsyncExitStack()
         self._watched: int | None = None
+        self._seen: dict[str, bytes | None] = {}  # what is waited for, as it was read last
         self._made: int | None = None  # the domid whose keys are watched and made
         self._absent_since: float | None = None
         self._expects_keys = expects_keys
@@ -150,15 +155,19 @@ class XenstoreSignal:
 
     async def _wait(self) -> None:
         """Until something may have changed, or the time of an absence is over."""
-        seconds = _LOOK_AGAIN_SECONDS
-        if self._absent_since is not None:
-            absent_for = asyncio.get_running_loop().time() - self._absent_since
-            seconds = min(seconds, self._reboot_seconds - absent_for)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+        if self._absent_since is None:
+            with self._lost_events.noticed(self._seen, wake=self._wake):
                 await self._wake.wait()
-        now = asyncio.get_running_loop().time()
-        await asyncio.sleep(max(0.0, self._looked_at + _BREATH_SECONDS - now))
+        else:
+            absent_for = asyncio.get_running_loop().time() - self._absent_since
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(
+                    min(_LOOK_AGAIN_SECONDS, self._reboot_seconds - absent_for)
+                ):
+                    await self._wake.wait()
+        if not self._pace.has_room:
+            now = asyncio.get_running_loop().time()
+            await asyncio.sleep(max(0.0, self._looked_at + _BREATH_SECONDS - now))
         await self._pace.turn()
 
     async def _look(self) -> None:
@@ -194,10 +203,10 @@ class XenstoreSignal:
         if self._watched is not None:
             self._has_restarted = True
         elif self._expects_keys:
-            self._has_restarted = await self._read(keys.verdict) is None
+            self._has_restarted = await self._xenstore.read_all(keys.verdict) == [None]
         self._watched = self._made = self._sign = None
-        for path in (keys.folder, keys.hotplug):
-            await self._watching.enter_async_context(self._xenstore.watch(path, wake=self._wake))
+        watch = self._xenstore.watch(keys.folder, keys.hotplug, wake=self._wake)
+        await self._watching.enter_async_context(watch)
         self._watched = domid
 
     # ------------------------------------------------------------ what the guest says
@@ -206,28 +215,26 @@ class XenstoreSignal:
         keys = plan_keys(domid)
         if self._made is None and not await self._make_keys(domid):
             return False
-        verdict = await self._read(keys.verdict)
+        # In this order: the script writes its log first, and its verdict then.
+        paths = [keys.verdict, keys.log, *([] if self._sign else [keys.hello, keys.hotplug])]
+        verdict, guest_log, *signs = await self._xenstore.read_all(*paths)
+        # The log tells nothing that the verdict's change would not have it read for.
+        self._seen = {keys.verdict: verdict or b"", **dict(zip(paths[2:], signs, strict=True))}
         if verdict is None:  # removed: by the guest, or with its domain; the watch fires again
             return await self._make_keys(domid)
         self._keep(verdict)
-        self._keep_log(await self._read(keys.log) or b"")  # the script writes it first
-        if self._sign is None:
-            self._sign = await self._read_sign(keys)
+        self._keep_log(guest_log or b"")
+        if signs:
+            self._sign = self._sign_in(*signs)
         return True
 
-    async def _read_sign(self, keys: Keys) -> str | None:
-        match parse_word(await self._read(keys.hello) or b"", nonce=self._nonce):
+    def _sign_in(self, untrusted_hello: bytes | None, hotplug: bytes | None) -> str | None:
+        match parse_word(untrusted_hello or b"", nonce=self._nonce):
             case Hello(version):
                 return f"guest script {version} said hello"
-        if await self._read(keys.hotplug) == b"1":
+        if hotplug == b"1":
             return "guest shows feature/hotplug/vbd"
         return "guest has answered" if self._verdict else None
-
-    async def _read(self, path: str) -> bytes | None:
-        try:
-            return await self._xenstore.read(path)
-        except FileNotFoundError:
-            return None
 
     def _keep(self, untrusted_value: bytes) -> None:
         match parse_word(untrusted_value, nonce=self._nonce):
@@ -251,8 +258,9 @@ class XenstoreSignal:
             return
         keys = plan_keys(domid)
         if await self._give(keys, keys.verdict, permission=f"r{domid}"):
-            self._keep(await self._read(keys.verdict) or b"")
-            self._keep_log(await self._read(keys.log) or b"")
+            verdict, guest_log = await self._xenstore.read_all(keys.verdict, keys.log)
+            self._keep(verdict or b"")
+            self._keep_log(guest_log or b"")
 
     async def _give(self, keys: Keys, *paths: str, permission: str) -> bool:
         """Make the keys dom0's, with this permission for the guest; the values they have stay.
@@ -269,9 +277,7 @@ class XenstoreSignal:
                 return False
             if vm != f"/vm/{self._uuid}".encode():
                 return False
-            for path in paths:
-                await transaction.mkdir(path)
-                await transaction.set_permissions(path, "n0", permission)
+            await transaction.make_all(paths, "n0", permission)
             return True
 
         try:
@@ -282,8 +288,7 @@ class XenstoreSignal:
         return True
 
     async def _remove_keys(self, keys: Keys) -> None:
-        await self._xenstore.rm(keys.verdict)
-        await self._xenstore.rm(keys.log)
+        await self._xenstore.rm(keys.verdict, keys.log)
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # the guest writes there now
             async with self._xenstore.transaction() as transaction:
                 if not await transaction.children(keys.folder):

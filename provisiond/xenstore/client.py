@@ -16,7 +16,7 @@ import logging
 import os
 import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,9 @@ _PLACES = (
     Path("/dev/xen/xenbus"),
     Path("/proc/xen/xenbus"),
 )
+
+# Reads that go out together: others' calls, and the event loop's other work, come in between.
+_READ_AT_ONCE = 50
 
 # The pause after a conflict: a guest that writes without end may cause one after the other.
 _CONFLICT_SECONDS = 0.001
@@ -77,12 +80,28 @@ class Calls(ABC):
     """What can be asked of xenstore, of itself or inside of a transaction."""
 
     @abstractmethod
-    async def _ask(self, op: int, payload: bytes) -> bytes:
-        """The reply's payload."""
+    def _ask(self, op: int, payload: bytes) -> asyncio.Future[bytes]:
+        """The reply's payload; what is asked before anybody waits goes out together, in order."""
 
     async def read(self, path: str) -> bytes:
         """The value; FileNotFoundError where there is no such node."""
         return await self._ask(wire.READ, wire.path_payload(path))
+
+    async def read_all(self, *paths: str) -> list[bytes | None]:
+        """Their values, read in this order; None where there is no such node."""
+        found: list[bytes | None] = []
+        for start in range(0, len(paths), _READ_AT_ONCE):
+            some = paths[start : start + _READ_AT_ONCE]
+            asked = [self._ask(wire.READ, wire.path_payload(path)) for path in some]
+            # The last is answered last: whoever waits for it is woken once, and not for each.
+            with contextlib.suppress(OSError, XenstoreUnavailable):
+                await asked[-1]
+            for reply in asked:
+                try:
+                    found.append(await reply)
+                except FileNotFoundError:
+                    found.append(None)
+        return found
 
     async def write(self, path: str, value: bytes) -> None:
         """Set the value, and make the node and its parents where they are missing."""
@@ -92,10 +111,20 @@ class Calls(ABC):
         """Make an empty node where there is none; one that is there keeps its value."""
         await self._ask(wire.MKDIR, wire.path_payload(path))
 
-    async def rm(self, path: str) -> None:
-        """Remove the node and all below it; returns where it is gone already."""
-        with contextlib.suppress(FileNotFoundError):  # its parent is missing as well
-            await self._ask(wire.RM, wire.path_payload(path))
+    async def make_all(self, paths: Iterable[str], *permissions: str) -> None:
+        """Make those that are missing, and replace the permissions of all, asked for at once."""
+        asked = []
+        for path in paths:
+            asked.append(self._ask(wire.MKDIR, wire.path_payload(path)))
+            asked.append(self._ask(wire.SET_PERMS, wire.permissions_payload(path, permissions)))
+        for reply in asked:
+            await reply
+
+    async def rm(self, *paths: str) -> None:
+        """Remove these nodes and all below them; returns where they are gone already."""
+        for reply in [self._ask(wire.RM, wire.path_payload(path)) for path in paths]:
+            with contextlib.suppress(FileNotFoundError):  # its parent is missing as well
+                await reply
 
     async def children(self, path: str) -> list[str]:
         """Their names, all of one moment; FileNotFoundError where there is no such node."""
@@ -238,8 +267,8 @@ class Xenstore(Calls):
         self._available.clear()
 
     # ------------------------------------------------------------ calls
-    async def _ask(self, op: int, payload: bytes) -> bytes:
-        return await self._calls.request(op, payload)
+    def _ask(self, op: int, payload: bytes) -> asyncio.Future[bytes]:
+        return self._calls.request(op, payload)
 
     @property
     def _calls(self) -> Link:
@@ -285,27 +314,30 @@ class Xenstore(Calls):
     # ------------------------------------------------------------ watches
     @asynccontextmanager
     async def watch(
-        self, path: str, *, wake: asyncio.Event | None = None
+        self, *paths: str, wake: asyncio.Event | None = None
     ) -> AsyncIterator[asyncio.Event]:
-        """Sets the event (a new one, or `wake`) when something at or below `path` changes.
+        """Sets the event (a new one, or `wake`) when something at or below a path changes.
 
         It is set at once, may be set for nothing, and is set once for many changes: clear it, read,
-        then wait. The watch outlives the loss of xenstored. Also for @introduceDomain and
+        then wait. The watches outlive the loss of xenstored. Also for @introduceDomain and
         @releaseDomain.
         """
-        token = f"provisiond-{next(self._tokens)}"  # never used twice, so a late event finds nobody
         wake = wake or asyncio.Event()
-        wire.watch_payload(path, token)  # raises where the path is none
-        self._watches[token] = _Watch(path, wake)
+        watches = {f"provisiond-{next(self._tokens)}": path for path in paths}
+        ends = [(token, wire.watch_payload(path, token)) for token, path in watches.items()]
+        self._watches |= {token: _Watch(path, wake) for token, path in watches.items()}
         try:
             if self._links is not None:
-                with contextlib.suppress(XenstoreUnavailable):  # set when the connection is back
-                    await self._set_watch(self._links.watches, token)
+                link = self._links.watches
+                for reply in [self._set_watch(link, token) for token in watches]:
+                    with contextlib.suppress(XenstoreUnavailable):  # set when it is back
+                        await reply
             yield wake
         finally:
-            del self._watches[token]
-            if self._links is not None:
-                self._links.watches.request(wire.UNWATCH, wire.watch_payload(path, token))
+            for token, end in ends:
+                del self._watches[token]
+                if self._links is not None:
+                    self._links.watches.request(wire.UNWATCH, end)
 
     def _set_watch(self, link: Link, token: str) -> asyncio.Future[bytes]:
         return link.request(wire.WATCH, wire.watch_payload(self._watches[token].path, token))
@@ -323,8 +355,8 @@ class Transaction(Calls):
         self._link = link
         self._number = number
 
-    async def _ask(self, op: int, payload: bytes) -> bytes:
-        return await self._link.request(op, payload, transaction=self._number)
+    def _ask(self, op: int, payload: bytes) -> asyncio.Future[bytes]:
+        return self._link.request(op, payload, transaction=self._number)
 
 
 def _take_back_unused(link: Link, started: asyncio.Future[bytes]) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from provisiond.errors import XenstoreUnavailable
 from provisiond.xenstore.client import Xenstore
 
-# A watch can be lost (oxenstored), so everything is read again now and then.
+# An event can be lost (oxenstored), so the domids are listed again now and then.
 _LOOK_AGAIN_SECONDS = 30.0
 _HOMES = "/local/domain"
 
@@ -52,35 +52,36 @@ class Domains:
 
     async def follow(self) -> None:
         """Look whenever a domain comes or goes; until this task is cancelled."""
-        async with contextlib.AsyncExitStack() as watches:
-            wake = asyncio.Event()
-            for special in ("@introduceDomain", "@releaseDomain"):
-                await watches.enter_async_context(self._xenstore.watch(special, wake=wake))
+        async with self._xenstore.watch("@introduceDomain", "@releaseDomain") as wake:
+            is_told = True
             while True:
                 wake.clear()
                 try:
-                    await self._look()
+                    await self._look(followed_too=is_told)
                 except XenstoreUnavailable:
                     self._keep({})  # a xenstored that was started anew has other domains
                     self._known.clear()
                     await self._xenstore.available()
                     continue
-                await _wait(wake, seconds=_LOOK_AGAIN_SECONDS)
+                is_told = await _wait(wake, seconds=_LOOK_AGAIN_SECONDS)
 
-    async def _look(self) -> None:
+    async def _look(self, *, followed_too: bool) -> None:
+        """Read whose the domids are that are not known; and, where an event has told of a change,
+        those that somebody follows again: others may keep a dead domain's home alive.
+
+        Without an event that is not needed. A new domid of theirs is not known, and so is read. One
+        that has died without an event has lost the keys in which its guest would speak, libxl
+        removes all of its home: whoever waits for those finds that out (lost_events.py).
+        """
         before = self._domids
         names = await self._xenstore.children_if_any(_HOMES)
         domids = {int(name) for name in names if name.isdigit()}
         found = {
             domid: uuid
             for domid, uuid in self._uuids.items()
-            # One that somebody follows is read again: others may keep a dead domain's home alive.
-            if domid in domids and uuid not in self._followers
+            if domid in domids and not (followed_too and uuid in self._followers)
         }
-        for domid in sorted(domids - set(found)):
-            uuid = await self._read_uuid(domid)
-            if uuid is not None:
-                found[domid] = uuid
+        found |= await self._read_uuids(sorted(domids - set(found)))
         self._keep(found)
         self._known.set()
         for uuid, wakes in self._followers.items():
@@ -88,20 +89,25 @@ class Domains:
                 for wake in wakes:
                     wake.set()
 
-    async def _read_uuid(self, domid: int) -> str | None:
-        try:
-            vm = await self._xenstore.read(f"{_HOMES}/{domid}/vm")
-        except FileNotFoundError:
-            return None  # dom0, or a domain that is only just being made or removed
-        folder, _, uuid = vm.decode("ascii", errors="replace").rpartition("/")
-        return uuid if folder == "/vm" else None
+    async def _read_uuids(self, domids: list[int]) -> dict[int, str]:
+        """Without dom0, and domains that are only just being made or removed."""
+        values = await self._xenstore.read_all(*(f"{_HOMES}/{domid}/vm" for domid in domids))
+        uuids = {domid: _parse_vm(vm) for domid, vm in zip(domids, values, strict=True)}
+        return {domid: uuid for domid, uuid in uuids.items() if uuid is not None}
 
     def _keep(self, uuids: dict[int, str]) -> None:
         self._uuids = uuids
         self._domids = {uuid: domid for domid, uuid in uuids.items()}
 
 
-async def _wait(wake: asyncio.Event, *, seconds: float) -> None:
+def _parse_vm(value: bytes | None) -> str | None:
+    folder, _, uuid = (value or b"").decode("ascii", errors="replace").rpartition("/")
+    return uuid if folder == "/vm" else None
+
+
+async def _wait(wake: asyncio.Event, *, seconds: float) -> bool:
+    """Whether it has been set."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await wake.wait()
+    return wake.is_set()

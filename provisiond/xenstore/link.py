@@ -8,6 +8,7 @@ import itertools
 import os
 import socket
 import stat
+import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Link(asyncio.Protocol):
         self._ids = itertools.count()
         self._in_flight: dict[int, _Request] = {}
         self._waiting: deque[_Request] = deque()
+        self._is_sending = False  # what waits goes out in the next turn of the loop
         self._heard_at = self._loop.time()
         self.lost: asyncio.Future[str] = self._loop.create_future()
         """Done, with the reason, once nothing can be asked here any more."""
@@ -63,12 +65,11 @@ class Link(asyncio.Protocol):
         back a request that still waits, and gives up the reply of one that does not.
         """
         reply: asyncio.Future[bytes] = self._loop.create_future()
-        reply.add_done_callback(_see_error)
         if self.lost.done():
-            reply.set_exception(XenstoreUnavailable(self.lost.result()))
+            _fail(reply, XenstoreUnavailable(self.lost.result()))
         else:
             self._waiting.append(_Request(op, payload, transaction, reply))
-            self._send_waiting()
+            self._send_soon()
         return reply
 
     def is_silent(self, *, seconds: float) -> bool:
@@ -89,13 +90,21 @@ class Link(asyncio.Protocol):
         self._waiting.clear()
         for request in held:
             if not request.reply.done():
-                request.reply.set_exception(XenstoreUnavailable(reason))
+                _fail(request.reply, XenstoreUnavailable(reason))
         if self._transport is not None:
             self._transport.abort()
 
+    def _send_soon(self) -> None:
+        """What is asked in this turn of the loop goes out together: one system call for all."""
+        if not self._is_sending:
+            self._is_sending = True
+            self._loop.call_soon(self._send_waiting)
+
     def _send_waiting(self) -> None:
+        self._is_sending = False
         if self._transport is None:
             return
+        packets = []
         while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT:
             request = self._waiting.popleft()
             if request.reply.done():
@@ -110,11 +119,17 @@ class Link(asyncio.Protocol):
                     request_id=request_id,
                     transaction=request.transaction,
                 )
-            except OSError as error:
-                request.reply.set_exception(error)
+            except (OSError, ValueError, struct.error) as error:  # the caller's, not this turn's
+                _fail(request.reply, error)
                 continue
             self._in_flight[request_id] = request
-            self._transport.write(packet)
+            packets.append(packet)
+        if isinstance(self._transport, _Device):
+            for packet in packets:
+                self._transport.write(packet)
+        elif packets:
+            # Not writelines: up to Python 3.13 it listens to a socket that was lost meanwhile.
+            self._transport.write(b"".join(packets))
 
     # ------------------------------------------------------------ for the transport
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -134,7 +149,8 @@ class Link(asyncio.Protocol):
         except NotXenstore as error:
             self.break_off(f"this is no xenstored: {error}")
             return
-        self._send_waiting()
+        if self._waiting:  # more than may be in flight; with what is asked because of these replies
+            self._send_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's: the other end has gone, or the transport has failed."""
@@ -149,13 +165,12 @@ class Link(asyncio.Protocol):
         try:
             request.reply.set_result(reply.result())
         except OSError as error:
-            request.reply.set_exception(error)
+            _fail(request.reply, error)
 
 
-def _see_error(reply: asyncio.Future[bytes]) -> None:
-    """An error that nobody waits for any more is no news."""
-    if not reply.cancelled():
-        reply.exception()
+def _fail(reply: asyncio.Future[bytes], error: Exception) -> None:
+    reply.set_exception(error)
+    reply.exception()  # it counts as seen: an error that nobody waits for any more is no news
 
 
 # ---------------------------------------------------------------- transports

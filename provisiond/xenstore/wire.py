@@ -1,8 +1,8 @@
 """xenstore's wire: requests into bytes, bytes into replies and events. Pure.
 
-Source: docs/misc/xenstore.txt and xen/include/public/io/xs_wire.h. Opcodes, packets and validators
-are pyxs'; it knows no DIRECTORY_PART and strips NULs from values, so that is done here. pyxs has
-one importer: this module.
+Source: docs/misc/xenstore.txt and xen/include/public/io/xs_wire.h. Opcodes and validators are
+pyxs'; its packets know no DIRECTORY_PART and strip NULs from values, so they are made here. pyxs
+has one importer: this module.
 """
 
 import errno
@@ -10,8 +10,9 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
-from pyxs._internal import Op, Packet
+from pyxs._internal import Op
 from pyxs.exceptions import InvalidPath, InvalidPermission
 from pyxs.helpers import check_path, check_perms, check_watch_path
 
@@ -30,6 +31,7 @@ SET_PERMS = int(Op.SET_PERMS)
 WATCH_EVENT = int(Op.WATCH_EVENT)
 ERROR = int(Op.ERROR)
 DIRECTORY_PART = 22  # xs_wire.h; younger than pyxs
+_KNOWN = frozenset({*map(int, Op), DIRECTORY_PART})
 
 _LONGEST_NUMBER = 10  # digits of 32 bits
 MAX_PAYLOAD = 4096
@@ -74,13 +76,13 @@ def build_request(op: int, payload: bytes, *, request_id: int, transaction: int 
     """The packet; raises OSError (E2BIG) where the payload is longer than xenstore takes."""
     if len(payload) > MAX_PAYLOAD:
         raise OSError(errno.E2BIG, f"xenstore takes {MAX_PAYLOAD} bytes a request")
-    if op == DIRECTORY_PART:  # which Packet() would refuse
-        packet = Packet._make((op, request_id, transaction, len(payload), payload))
-    else:
-        packet = Packet(op, payload, request_id, transaction)
-    return _HEADER.pack(packet.op, packet.rq_id, packet.tx_id, packet.size) + payload
+    if op not in _KNOWN:
+        raise ValueError(f"xenstore has no request of type {op}")
+    return _HEADER.pack(op, request_id, transaction, len(payload)) + payload
 
 
+# A job asks for the same few paths again and again; a check takes as long as all else of a request.
+@lru_cache(maxsize=4096)
 def path_payload(path: str) -> bytes:
     """A path and its NUL; raises ValueError where it is none."""
     raw = _ascii(path)
@@ -162,21 +164,21 @@ class Splitter:
     """Cuts what comes over a connection into replies and events; keeps the incomplete rest."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Reply | Event]:
-        """Everything that is complete now; raises NotXenstore."""
-        self._rest += data
-        while len(self._rest) >= _HEADER.size:
-            op, request_id, _, size = _HEADER.unpack_from(self._rest)
+        """Everything that is complete now, to be read to its end; raises NotXenstore."""
+        stream, start = self._rest + data, 0
+        while len(stream) >= start + _HEADER.size:
+            op, request_id, _, size = _HEADER.unpack_from(stream, start)
             if size > MAX_REPLY:
                 raise NotXenstore(f"a packet of {size} bytes")
-            end = _HEADER.size + size
-            if len(self._rest) < end:
-                return
-            payload = bytes(self._rest[_HEADER.size : end])
-            del self._rest[:end]
-            yield _read_packet(op, request_id, payload)
+            end = start + _HEADER.size + size
+            if len(stream) < end:
+                break
+            yield _read_packet(op, request_id, stream[start + _HEADER.size : end])
+            start = end
+        self._rest = stream[start:]
 
 
 def _read_packet(op: int, request_id: int, payload: bytes) -> Reply | Event:

@@ -27,11 +27,12 @@ from provisiond.threads import Threads
 from provisiond.virt.libvirt import Hypervisor
 from provisiond.xenstore.client import Xenstore
 from provisiond.xenstore.domains import Domains
+from provisiond.xenstore.lost_events import LostEvents
 from tests.daemon.program import request
 from tests.daemon.test_libvirtd import start_guest
 from tests.lab.libvirtd import Libvirtd
 from tests.lab.program import Running
-from tests.xenstore.connect import connected
+from tests.xenstore.connect import connected, looked_for
 from tests.xenstore.daemon import XenDomain, Xenstored
 from tests.xenstore.test_domains import followed
 
@@ -149,10 +150,14 @@ async def host(
     daemon_folder.chmod(0o755)
     guest = start_guest(libvirtd, "web1", silent=True)
     domain = xenstored.introduce(DOMID, uuid=guest.uuid)
-    async with connected(xenstored.socket) as xenstore, followed(xenstore) as domains:
+    async with (
+        connected(xenstored.socket) as xenstore,
+        followed(xenstore) as domains,
+        looked_for(xenstore) as lost_events,
+    ):
 
         def open_signal(job: Job) -> XenstoreSignal:
-            return signal_of(job, xenstore, domains, daemon_folder / "run")
+            return signal_of(job, xenstore, domains, lost_events, daemon_folder / "run")
 
         tools = tools_over(daemon_folder, libvirtd, open_signal)
         supervisor = Supervisor(tools, deadline_seconds=600, max_unfinished=10)
@@ -160,13 +165,16 @@ async def host(
             yield Host(libvirtd, xenstored, guest, domain, tools, supervisor)
 
 
-def signal_of(job: Job, xenstore: Xenstore, domains: Domains, runtime_dir: Path) -> XenstoreSignal:
+def signal_of(
+    job: Job, xenstore: Xenstore, domains: Domains, lost_events: LostEvents, runtime_dir: Path
+) -> XenstoreSignal:
     assert job.domain_uuid is not None
     return XenstoreSignal(
         nonce=plan_job(job.id, runtime_dir=runtime_dir).nonce,
         uuid=job.domain_uuid,
         xenstore=xenstore,
         domains=domains,
+        lost_events=lost_events,
         reboot_seconds=60.0,
         expects_keys=job.has_reached(S.ISO_ATTACHED),
     )

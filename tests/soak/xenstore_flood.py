@@ -16,10 +16,12 @@ from typing import ClassVar
 from provisiond.guest.xenstore import XenstoreSignal
 from provisiond.xenstore.client import Health
 from provisiond.xenstore.domains import Domains
+from provisiond.xenstore.lost_events import LostEvents
 from tests.contract.guest_ends import NONCE
 from tests.soak.neighbours import NEIGHBOURS, FloodedScene, Gate, speak
-from tests.xenstore.connect import Counted, connected
+from tests.xenstore.connect import Counted, connected, looked_for
 from tests.xenstore.daemon import XenDomain, Xenstored
+from tests.xenstore.test_domains import followed
 from tests.xenstore.wire import Connection
 
 Flood = Callable[[Connection, int], None]
@@ -86,9 +88,11 @@ class XenstoreFlood(FloodedScene[XenstoreSignal]):
             self._in_a_process(_flood, domain.socket, flood, self._gate, number)
 
     @asynccontextmanager
-    async def heard(self, xenstore: Counted, domains: Domains) -> AsyncIterator[None]:
+    async def heard(
+        self, xenstore: Counted, domains: Domains, lost_events: LostEvents
+    ) -> AsyncIterator[None]:
         """Every hostile guest has a job."""
-        self.xenstore, self.domains = xenstore, domains
+        self.xenstore, self.domains, self.lost_events = xenstore, domains, lost_events
         signals = [self._signal(domain, NONCE) for domain in self.hostile]
         tasks: list[asyncio.Task[object]] = []
         try:
@@ -132,6 +136,7 @@ class XenstoreFlood(FloodedScene[XenstoreSignal]):
             uuid=domain.uuid,
             xenstore=self.xenstore,
             domains=self.domains,
+            lost_events=self.lost_events,
             reboot_seconds=60,
         )
 
@@ -140,16 +145,13 @@ class XenstoreFlood(FloodedScene[XenstoreSignal]):
 async def xenstore_flood(store: Xenstored, *, times: int = 2) -> AsyncIterator[XenstoreFlood]:
     """The scene, at work; at the end no process is left."""
     scene = XenstoreFlood(store, times=times)
-    async with connected(store.socket, health=Health()) as xenstore:
-        domains = Domains(xenstore)
-        following = asyncio.create_task(domains.follow())
-        try:
-            async with scene.heard(xenstore, domains):
-                yield scene
-        finally:
-            following.cancel()
-            with suppress(asyncio.CancelledError):
-                await following
+    async with (
+        connected(store.socket, health=Health()) as xenstore,
+        followed(xenstore) as domains,
+        looked_for(xenstore) as lost_events,
+        scene.heard(xenstore, domains, lost_events),
+    ):
+        yield scene
 
 
 # ---------------------------------------------------------------- in other processes

@@ -37,6 +37,11 @@ def test_a_request_longer_than_xenstore_takes_is_not_sent() -> None:
     assert caught.value.errno == errno.E2BIG
 
 
+def test_a_request_that_xenstore_does_not_know_is_not_sent() -> None:
+    with pytest.raises(ValueError, match="127"):
+        wire.build_request(127, b"", request_id=0)
+
+
 @pytest.mark.parametrize(
     "path",
     ["", "/a/", "//a", "/a//b", "/a b", "/a\n", "/a\0", "/ä", "/a.b", "/" + "x" * 3072, "/a\x7f"],

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from provisiond.xenstore.client import Health, Xenstore
+from provisiond.xenstore.lost_events import LostEvents
 
 SOON = 20.0  # seconds; far more than any of this takes
 QUICK = Health(ping_every=0.2, silent_for=0.6, retry_first=0.02, retry_last=0.1)
@@ -24,6 +25,10 @@ class Counted(Xenstore):
         self.reads[path] += 1
         return await super().read(path)
 
+    async def read_all(self, *paths: str) -> list[bytes | None]:
+        self.reads.update(paths)
+        return await super().read_all(*paths)
+
 
 @asynccontextmanager
 async def connected(address: Path, *, health: Health = QUICK) -> AsyncIterator[Counted]:
@@ -33,6 +38,19 @@ async def connected(address: Path, *, health: Health = QUICK) -> AsyncIterator[C
         async with asyncio.timeout(SOON):
             await xenstore.available()
         yield xenstore
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def looked_for(xenstore: Xenstore, *, seconds: float = 30.0) -> AsyncIterator[LostEvents]:
+    """What finds lost events, at work."""
+    lost_events = LostEvents(xenstore, seconds=seconds)
+    task = asyncio.create_task(lost_events.look_for())
+    try:
+        yield lost_events
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

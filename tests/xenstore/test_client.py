@@ -10,14 +10,17 @@ import threading
 import tty
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from provisiond.errors import XenstoreUnavailable
+from provisiond.xenstore import wire
 from provisiond.xenstore.client import Health, Transaction, Xenstore, find_xenstore
-from provisiond.xenstore.link import MAX_IN_FLIGHT
+from provisiond.xenstore.link import MAX_IN_FLIGHT, Link
 from tests.xenstore.connect import QUICK, SOON, connected
 from tests.xenstore.daemon import Xenstored
+from tests.xenstore.wire import HEADER, Connection
 
 
 async def fires(wake: asyncio.Event) -> None:
@@ -116,6 +119,50 @@ async def test_thousands_of_calls_at_once_are_answered(xenstore: Xenstore) -> No
     assert len(await xenstore.children("/n")) == 50
 
 
+async def test_many_values_are_read_in_their_order_and_what_is_missing_is_none(
+    xenstore: Xenstore,
+) -> None:
+    await asyncio.gather(*(xenstore.write(f"/n/{i}", b"%d" % i) for i in range(1, 400)))
+    found = await xenstore.read_all(*(f"/n/{i}" for i in range(401)))
+    assert found == [None, *(b"%d" % i for i in range(1, 400)), None]
+    assert await xenstore.read_all() == []
+    with pytest.raises(ValueError, match="no xenstore path"):
+        await xenstore.read_all("/n/1", "/n/")
+
+
+async def test_what_is_asked_for_at_once_goes_out_in_one_write(xenstored: Xenstored) -> None:
+    """Over a relay whose sockets keep the bounds of each write; one that cannot be built is left
+    out, and its caller told."""
+    loop: Any = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, Connection(xenstored.socket) as store:
+        link = Link(on_event=lambda _: None, on_lost=lambda _: None)
+        loop._make_socket_transport(ours, link)
+        await asyncio.sleep(0)
+        asked = [link.request(wire.READ, wire.path_payload("/")) for _ in range(2)]
+        no_request = link.request(99, b"")
+        asked.append(link.request(wire.READ, wire.path_payload("/")))
+        sent = await asyncio.to_thread(theirs.recv, 1 << 16)
+        store._socket.sendall(sent)
+        answer = store._exactly(3 * HEADER.size)  # each with an empty value
+        theirs.send(answer)
+        assert [await reply for reply in asked] == [b""] * 3
+        with pytest.raises(ValueError, match="99"):
+            await no_request
+        link.break_off("the test is over")
+        await asyncio.sleep(0)
+
+
+async def test_nodes_are_made_and_removed_at_once(xenstored: Xenstored, xenstore: Xenstore) -> None:
+    await xenstore.write("/a/kept", b"kept")
+    await xenstore.make_all(["/a/new", "/a/kept"], "n0", "r5")
+    assert await xenstore.read_all("/a/new", "/a/kept") == [b"", b"kept"]
+    for name in ("new", "kept"):
+        assert xenstored.dom0.permissions(f"/a/{name}") == ["n0", "r5"]
+    await xenstore.rm("/a/none", "/a/new", "/no/folder", "/a/kept")
+    assert await xenstore.children("/a") == []
+
+
 async def test_a_call_that_was_given_up_disturbs_no_other(xenstore: Xenstore) -> None:
     await xenstore.write("/a", b"1")
     for _ in range(3 * MAX_IN_FLIGHT):
@@ -209,6 +256,22 @@ async def test_two_watches_may_share_one_wake(xenstore: Xenstore) -> None:
             wake.clear()
             await xenstore.write(path, b"")
             await fires(wake)
+
+
+async def test_one_watch_of_many_paths_fires_for_each_and_ends_for_all(xenstore: Xenstore) -> None:
+    async with xenstore.watch("/a", "/b") as wake:
+        await fires(wake)
+        await xenstore.children("/")  # an answer: what fires at once has fired
+        for path in ("/a", "/b"):
+            wake.clear()
+            await xenstore.write(path, b"")
+            await fires(wake)
+    assert xenstore._watches == {}
+    async with xenstore.watch("/a", "/b") as second:
+        await fires(second)
+        await xenstore.write("/a", b"")
+        await fires(second)
+    assert not wake.is_set()
 
 
 async def test_domains_that_come_and_go_are_told(xenstored: Xenstored, xenstore: Xenstore) -> None:
@@ -350,6 +413,21 @@ async def test_every_call_that_was_under_way_fails_when_xenstored_dies(
         async with asyncio.timeout(SOON):
             ends = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(end) for end in ends} == {XenstoreUnavailable}
+
+
+async def test_what_was_asked_in_the_turn_in_which_xenstored_was_lost_fails(
+    xenstored: Xenstored,
+) -> None:
+    """Nothing of it has been sent."""
+    async with connected(xenstored.socket, health=Health()) as xenstore:
+        reading = asyncio.create_task(xenstore.read_all(*["/"] * 1000))
+        await asyncio.sleep(0)
+        xenstore._calls.break_off("cut")
+        with pytest.raises(XenstoreUnavailable, match="cut"):
+            await reading
+        async with asyncio.timeout(SOON):
+            await xenstore.available()
+        assert await xenstore.read("/") == b""
 
 
 # ---------------------------------------------------------------- places, xenbus

@@ -88,6 +88,24 @@ async def test_a_dead_domains_home_that_somebody_wrote_into_is_no_domain(
         assert domains.known(UUID) is None
 
 
+async def test_a_look_that_no_event_has_asked_for_reads_no_domid_that_is_known(
+    xenstored: Xenstored,
+) -> None:
+    xenstored.introduce(5, uuid=UUID)
+    async with connected(xenstored.socket) as xenstore:
+        domains = Domains(xenstore)
+        await domains._look(followed_too=True)
+        wake = asyncio.Event()
+        with domains.following(UUID, wake=wake):
+            xenstored.build_all({6: UUID})  # it came without an event
+            await domains._look(followed_too=False)
+            assert domains.known(UUID) == 6
+            assert wake.is_set()
+            assert xenstore.reads["/local/domain/5/vm"] == 1
+            await domains._look(followed_too=True)
+            assert xenstore.reads["/local/domain/5/vm"] == 2
+
+
 async def test_nothing_is_known_of_domains_until_xenstored_is_back(
     xenstored: Xenstored, domains: Domains
 ) -> None:

@@ -16,9 +16,11 @@ import pytest
 from provisiond.errors import GuestLost, GuestRestarted, XenstoreUnavailable
 from provisiond.guest.verdict import MAX_WORD, Done, Failed
 from provisiond.guest.xenstore import XenstoreSignal
+from provisiond.xenstore import wire
 from provisiond.xenstore.client import Health, Xenstore
 from provisiond.xenstore.domains import Domains
-from tests.xenstore.connect import QUICK, SOON, connected
+from provisiond.xenstore.lost_events import LostEvents
+from tests.xenstore.connect import QUICK, SOON, connected, looked_for
 from tests.xenstore.daemon import XenDomain, Xenstored
 from tests.xenstore.test_domains import UUID, followed
 
@@ -35,6 +37,7 @@ class Host:
     guest: XenDomain
     xenstore: Xenstore
     domains: Domains
+    lost_events: LostEvents
 
     @asynccontextmanager
     async def signal(
@@ -50,6 +53,7 @@ class Host:
             uuid=uuid,
             xenstore=self.xenstore,
             domains=self.domains,
+            lost_events=self.lost_events,
             reboot_seconds=reboot_seconds,
             expects_keys=is_resumed,
         )
@@ -61,10 +65,14 @@ class Host:
 
 @asynccontextmanager
 async def host_of(
-    store: Xenstored, guest: XenDomain, *, health: Health = QUICK
+    store: Xenstored, guest: XenDomain, *, health: Health = QUICK, look_again: float = 30.0
 ) -> AsyncIterator[Host]:
-    async with connected(store.socket, health=health) as xenstore, followed(xenstore) as domains:
-        yield Host(store, guest, xenstore, domains)
+    async with (
+        connected(store.socket, health=health) as xenstore,
+        followed(xenstore) as domains,
+        looked_for(xenstore, seconds=look_again) as lost_events,
+    ):
+        yield Host(store, guest, xenstore, domains, lost_events)
 
 
 @pytest.fixture
@@ -224,6 +232,78 @@ async def test_an_end_without_xenstored_or_domain_is_an_end(host: Host) -> None:
         await second.end()
         host.store.kill()
         await first.end()
+
+
+# ---------------------------------------------------------------- events that are lost
+@pytest.fixture
+async def often(xenstored: Xenstored) -> AsyncIterator[Host]:
+    """Looks for lost events several times a second."""
+    guest = xenstored.introduce(5, uuid=UUID)
+    async with host_of(xenstored, guest, look_again=0.2) as host:
+        yield host
+
+
+async def lose_events(host: Host, waiting: asyncio.Task[object]) -> None:
+    """xenstored tells nothing more of the guest's keys, and the wait does not know it."""
+    async with asyncio.timeout(SOON):
+        for _ in iter(lambda: len(host.lost_events._waits) > 0, True):
+            await asyncio.sleep(0.01)
+    links = host.xenstore._links
+    assert links is not None
+    for token, watch in host.xenstore._watches.items():
+        if not watch.path.startswith("@"):
+            await links.watches.request(wire.UNWATCH, wire.watch_payload(watch.path, token))
+    assert not waiting.done()
+
+
+async def test_a_verdict_whose_event_is_lost_is_heard(often: Host) -> None:
+    async with often.signal() as signal:
+        waiting = asyncio.create_task(verdict_of(signal))
+        await lose_events(often, waiting)
+        await asyncio.to_thread(say, often.guest, f"{NONCE} log one", key="log")
+        await asyncio.to_thread(say, often.guest, f"{NONCE} done")
+        assert await waiting == Done()
+        assert signal.log() == ("one",)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("data/provisiond/hello", b"hello 1.2"), ("feature/hotplug/vbd", b"1")]
+)
+async def test_a_sign_of_readiness_whose_event_is_lost_is_seen(
+    often: Host, path: str, value: bytes
+) -> None:
+    async with often.signal() as signal:
+        waiting: asyncio.Task[object] = asyncio.create_task(signal.ready())
+        await lose_events(often, waiting)
+        await asyncio.to_thread(often.guest.write, path, value)
+        async with asyncio.timeout(SOON):
+            assert await waiting
+
+
+async def test_a_key_that_goes_without_an_event_is_made_again(often: Host) -> None:
+    async with often.signal() as signal:
+        waiting = asyncio.create_task(verdict_of(signal))
+        await lose_events(often, waiting)
+        await asyncio.to_thread(often.guest.rm, "data/provisiond")
+        async with asyncio.timeout(SOON):
+            while True:
+                with contextlib.suppress(FileNotFoundError):
+                    if await often.xenstore.permissions(KEY) == ("n0", "b5"):
+                        break
+                await asyncio.sleep(0.01)
+        await asyncio.to_thread(say, often.guest, f"{NONCE} done")
+        assert await waiting == Done()
+
+
+async def test_a_domain_that_goes_without_an_event_is_lost(often: Host) -> None:
+    """Its home is kept alive by another, so that the domid stays in the list."""
+    async with often.signal(reboot_seconds=0.3) as signal:
+        waiting = asyncio.create_task(verdict_of(signal))
+        await lose_events(often, waiting)
+        often.store.dom0.rm("/local/domain/5")
+        often.store.dom0.write("/local/domain/5/another", b"")
+        with pytest.raises(GuestLost, match="no domain"):
+            await waiting
 
 
 # ---------------------------------------------------------------- readiness
