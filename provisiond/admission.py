@@ -30,6 +30,7 @@ from provisiond.errors import (
     NoFreeTarget,
     NoGuestChannel,
     NotMadeHere,
+    ProvisionError,
 )
 from provisiond.job import Job
 from provisiond.plan import CHANNEL_NAME, iso_folder, plan_uuid
@@ -105,19 +106,28 @@ class Admission:
 
     # ------------------------------------------------------------ guests
     async def _running_guest(self, request: ProvisionRequest) -> Subject:
-        domain = await self._tools.hypervisor.find(request.domain)
+        domain, live = await self._tools.hypervisor.find_running(request.domain)
+        subject = Subject.of(domain)
         _refuse_stopped(domain)
-        subject = await self._idle(Subject.of(domain))
-        live = await self._tools.hypervisor.live_xml(domain.uuid)
+        try:
+            if live is not None:
+                self._refuse_unfit(live, target=request.target)
+        except ProvisionError:  # what another job is at work on looks unfit because of that
+            await self.refuse_busy(subject)
+            # That job may have ended meanwhile, and with it what has stood there.
+            live = await self._tools.hypervisor.live_xml(domain.uuid)
+            self._refuse_unfit(live, target=request.target)
+        return subject
+
+    def _refuse_unfit(self, live: DomainXml, *, target: str | None) -> None:
         _refuse_mute(live)
         self._refuse_left_iso(live)
-        if request.target is not None and request.target not in free_targets(live):
+        if target is not None and target not in free_targets(live):
             raise NoFreeTarget(
-                f"{domain.name}: the target {request.target} is taken, or is none that the config "
-                "ISO may take there",
+                f"{live.name}: the target {target} is taken, or is none that the config ISO may "
+                "take there",
                 hint="Leave target out, and provisiond picks a free one.",
             )
-        return subject
 
     async def _new_guest(self, request: ProvisionRequest, job_id: str) -> Subject:
         name, create = request.domain, request.create

@@ -28,7 +28,7 @@ _LONG = (JobKind.IMPORT_BASE, JobKind.VERIFY_BASE)
 _UNDOING = {JobState.UNDOING: "undoing"}
 _DOING: dict[JobKind, dict[JobState, str]] = {
     JobKind.PROVISION: {
-        JobState.ACCEPTED: "waiting for its turn",
+        JobState.ACCEPTED: "waiting for its turn, or writing the config ISO",
         JobState.DISKS_CREATED: "starting the domain",
         JobState.DOMAIN_STARTED: "writing the config ISO",
         JobState.ISO_WRITTEN: "waiting for the guest, then attaching the ISO",

@@ -38,7 +38,10 @@ from provisiond.story import LOOK_INTO_THE_GUEST, Story, Tools, pauses
 _OF_A_REBOOT = (DomainNotRunning, HypervisorFailed)
 # For a look at the domain when the job's time is over; libvirtd may hang.
 _LOOK_SECONDS = 5.0
-_RUNNING_ALREADY = "the domain was running already"
+_OF_A_RUNNING_GUEST = (
+    (JobState.DISKS_CREATED, "the domain has its own disks"),
+    (JobState.DOMAIN_STARTED, "the domain was running already"),
+)
 _RESUME_IT = (
     "The domain is paused, as QEMU does it where the host has no room for a disk of the guest: "
     "make room, resume it (virsh resume), and ask again."
@@ -71,16 +74,10 @@ class Provisioning(Story):
     # ------------------------------------------------------------ forward
     async def _go_forward(self) -> None:
         self._require_config()
-        if not self.job.has_reached(JobState.DISKS_CREATED):
-            await self._create_disks()
-        if not self.job.has_reached(JobState.DOMAIN_STARTED):
-            await self._start_domain()
         if self._new is not None:
-            await self._new.keep_overlay()
-        if not self.job.has_reached(JobState.ISO_WRITTEN):
-            await self._write_iso()
+            await self._make_guest(self._new)
         if not self.job.has_reached(JobState.ISO_ATTACHED):
-            await self._attach_iso()
+            await self._attach_iso(await self._write_iso_and_listen())
         else:
             await self._attach_iso_again(rebooting=False)
         await self._await_verdict()
@@ -95,26 +92,29 @@ class Provisioning(Story):
         what = "provisiond was stopped before the config ISO was written"
         return Interrupted(f"{self.job.subject}: {what}")
 
-    async def _create_disks(self) -> None:
-        if self._new is None:
-            # Nothing is done between these two: they are stored at once.
-            await self._save_all(
-                (JobState.DISKS_CREATED, "the domain has its own disks"),
-                (JobState.DOMAIN_STARTED, _RUNNING_ALREADY),
-            )
-            return
-        await self._new.create_overlay()
-        overlay, base = self._new.overlay, self.job.request["create"]["base"]
-        detail = f"overlay {overlay.name} made over the base {base}"
-        await self._save(JobState.DISKS_CREATED, detail, disk=str(overlay))
+    async def _make_guest(self, new: NewGuest) -> None:
+        if not self.job.has_reached(JobState.DISKS_CREATED):
+            await new.create_overlay()
+            overlay, base = new.overlay, self.job.request["create"]["base"]
+            detail = f"overlay {overlay.name} made over the base {base}"
+            await self._save(JobState.DISKS_CREATED, detail, disk=str(overlay))
+        if not self.job.has_reached(JobState.DOMAIN_STARTED):
+            await self._patiently(new.define)
+            await self._patiently(new.start)
+            await self._save(JobState.DOMAIN_STARTED, "domain defined and started")
+        await new.keep_overlay()
 
-    async def _start_domain(self) -> None:
-        if self._new is None:
-            await self._save(JobState.DOMAIN_STARTED, _RUNNING_ALREADY)
-            return
-        await self._patiently(self._new.define)
-        await self._patiently(self._new.start)
-        await self._save(JobState.DOMAIN_STARTED, "domain defined and started")
+    async def _write_iso_and_listen(self) -> str:
+        """Both at once, as neither needs the other; the guest's sign that it can take the ISO."""
+        listening = asyncio.create_task(self._await_readiness())
+        try:
+            if not self.job.has_reached(JobState.ISO_WRITTEN):
+                await self._write_iso()
+            self._require_iso()
+            return await listening
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
 
     async def _write_iso(self) -> None:
         if not self._plan.iso.exists():
@@ -126,12 +126,11 @@ class Provisioning(Story):
             tree = build_tree(self._config, identity, first_mac=first_mac)
             await self._tools.iso_threads.call(_build_and_write, self._plan, tree)
         self._config = None  # from here on the secret is on the ISO alone
-        await self._save(JobState.ISO_WRITTEN, "config ISO written and read back")
+        # Nothing is done for a guest that runs already before its ISO: all that is stored at once.
+        facts = (*_OF_A_RUNNING_GUEST, (JobState.ISO_WRITTEN, "config ISO written and read back"))
+        await self._save_all(*(fact for fact in facts if not self.job.has_reached(fact[0])))
 
-    async def _attach_iso(self) -> None:
-        self._require_iso()
-        await self._patiently(self._signal.listen)
-        sign = await self._await_readiness()
+    async def _attach_iso(self, sign: str) -> None:
         target = await self._attach()
         await self._save(
             JobState.ISO_ATTACHED,
@@ -182,7 +181,8 @@ class Provisioning(Story):
             )
 
     async def _await_readiness(self) -> str:
-        """The guest's sign that it can take the ISO, or that it gave none."""
+        """Listen, from then on; the guest's sign that it can take the ISO, or that it gave none."""
+        await self._patiently(self._signal.listen)
         try:
             async with asyncio.timeout(self._tools.limits.ready):
                 return await self._signal.ready()

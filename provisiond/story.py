@@ -262,17 +262,20 @@ class Story(ABC):
         The same for an attach that libxl gives up, and for the errors that are `passing`. The
         deadline ends it.
         """
+        reason: ProvisionError | None = None  # of this call: another may be made at the same time
         for pause in pauses():
             try:
                 result = await call(*args, **kwargs)
             except (HypervisorUnavailable, XenstoreUnavailable, AttachGivenUp) as error:
-                if self._unavailable is None:
+                is_news = self._unavailable is None
+                reason = self._unavailable = error
+                if is_news:
                     await self._note(f"{_TRIED_AGAIN[type(error)]}: {error}")
-                self._unavailable = error
             except passing:
                 pass
             else:
-                self._unavailable = None
+                if self._unavailable is reason:
+                    self._unavailable = None
                 return result
             await asyncio.sleep(pause)
         raise AssertionError("pauses() never ends")

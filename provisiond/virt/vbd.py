@@ -9,10 +9,13 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from provisiond.xenstore.client import Transaction, Xenstore
+
+_R = TypeVar("_R")
 
 _CONNECTED = b"4"  # XenbusStateConnected
 # dom0's ends of disks: of the kernel and of tapdisk, and of QEMU (libxl's names for them).
@@ -46,17 +49,24 @@ async def await_connected(xenstore: Xenstore, *, domid: int, target: str) -> boo
     To be called after an attach has returned: from then on the path is there while the disk is.
     """
     path = frontend_state(domid=domid, target=target)
+    is_connected = await _is_connected(xenstore, path)  # a quick guest is spared the watch
+    if is_connected is not None:
+        return is_connected
     async with xenstore.watch(path) as changed:
         while True:
             changed.clear()
-            try:
-                if await xenstore.read(path) == _CONNECTED:
-                    return True
-            except FileNotFoundError:
-                return False
+            is_connected = await _is_connected(xenstore, path)
+            if is_connected is not None:
+                return is_connected
             with contextlib.suppress(TimeoutError):  # a watch is a hint, and may be lost
                 async with asyncio.timeout(_READ_AGAIN_SECONDS):
                     await changed.wait()
+
+
+async def _is_connected(xenstore: Xenstore, path: str) -> bool | None:
+    """None: not yet."""
+    (state,) = await xenstore.read_all(path)
+    return None if state not in (None, _CONNECTED) else state == _CONNECTED
 
 
 # ---------------------------------------------------------------- dom0's end
@@ -80,39 +90,72 @@ class BackEnds:
     def __init__(self, xenstore: Xenstore) -> None:
         self._xenstore = xenstore
         self._owners: dict[str, bytes] = {}  # by domid, of the domids that have back ends
+        self._looks: _Looks[Mapping[bytes | None, list[str]]] = _Looks(self._list)
 
     async def of(self, file: Path, *, uuid: str) -> list[str]:
         """The back ends that serve `file` to this domain, under any domid that it has or had, or to
         one that is not known to be another's: it may be just being destroyed."""
-        own = f"/vm/{uuid}".encode()
-        found: list[str] = []
+        folders = await self._looks.take()
+        return [
+            path
+            for owner in (f"/vm/{uuid}".encode(), None)
+            for folder in folders.get(owner, ())
+            for path in await _back_ends_in(self._xenstore, folder)
+            if await _serves(self._xenstore, path, file)
+        ]
+
+    async def _list(self) -> Mapping[bytes | None, list[str]]:
+        """The folders of back ends of all domids, by whose domid it is; None where nobody knows."""
+        folders: dict[bytes | None, list[str]] = {}
         seen: set[str] = set()
         for folder in _BACK_ENDS:
-            domids = await self._xenstore.children_if_any(folder)
-            seen.update(domids)
-            # Without an await for each of those that are known: nearly all of them are others'.
-            for domid in [one for one in domids if self._owners.get(one, own) == own]:
-                if await self._owner(domid) not in (None, own):
-                    continue
-                found += [
-                    path
-                    for path in await _back_ends_in(self._xenstore, f"{folder}/{domid}")
-                    if await _serves(self._xenstore, path, file)
-                ]
+            for domid in await self._xenstore.children_if_any(folder):
+                seen.add(domid)
+                owner = self._owners.get(domid) or await self._owner(domid)
+                folders.setdefault(owner, []).append(f"{folder}/{domid}")
         for domid in self._owners.keys() - seen:  # its number may be given to another domain
-            self._owners.pop(domid, None)
-        return found
+            del self._owners[domid]
+        return folders
 
     async def _owner(self, domid: str) -> bytes | None:
         """Whose a domid is; None where nobody knows, as of a domain that is being destroyed."""
-        owner = self._owners.get(domid)
-        if owner is None:
-            with contextlib.suppress(FileNotFoundError):
-                owner = await self._xenstore.read(f"/local/domain/{domid}/vm")
-            if owner is None or not owner.startswith(b"/vm/"):
-                return None
-            self._owners[domid] = owner
-        return owner
+        with contextlib.suppress(FileNotFoundError):
+            owner = await self._xenstore.read(f"/local/domain/{domid}/vm")
+            if owner.startswith(b"/vm/"):
+                self._owners[domid] = owner
+                return owner
+        return None
+
+
+class _Looks(Generic[_R]):
+    """One look for all who ask in the meantime: it has begun after each of them did."""
+
+    def __init__(self, look: Callable[[], Awaitable[_R]]) -> None:
+        self._look = look
+        self._at_work: asyncio.Task[_R] | None = None
+        self._next: asyncio.Task[_R] | None = None
+
+    async def take(self) -> _R:
+        """What is seen from now on; raises what the look does."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._after(self._at_work))
+            self._next.add_done_callback(_see)
+        return await asyncio.shield(self._next)
+
+    async def _after(self, other: asyncio.Task[_R] | None) -> _R:
+        if other is not None:
+            await asyncio.wait([other])
+        self._at_work, self._next = self._next, None
+        try:
+            return await self._look()
+        finally:
+            self._at_work = None
+
+
+def _see(look: asyncio.Task[_R]) -> None:
+    """Its error is nobody's where all who asked have gone."""
+    if not look.cancelled():
+        look.exception()
 
 
 async def back_ends_for(xenstore: Xenstore, domid: int) -> list[str]:
@@ -141,8 +184,7 @@ async def remove(xenstore: Xenstore, back_end: str) -> None:
     )
 
     async def rm_all(transaction: Transaction) -> None:
-        for node in nodes:
-            await transaction.rm(node)
+        await transaction.rm(*nodes)
 
     await xenstore.in_transaction(rm_all)
 
@@ -153,12 +195,9 @@ async def _back_ends_in(xenstore: Xenstore, folder: str) -> list[str]:
 
 async def _serves(xenstore: Xenstore, path: str, file: Path) -> bool:
     """The kernel's back end names the file alone, QEMU's and tapdisk's its format before it."""
-    for key in ("params", "tapdisk-params"):
-        with contextlib.suppress(FileNotFoundError):
-            served = await xenstore.read(f"{path}/{key}")
-            if served == os.fsencode(file) or served.endswith(b":" + os.fsencode(file)):
-                return True
-    return False
+    name = os.fsencode(file)
+    found = await xenstore.read_all(f"{path}/params", f"{path}/tapdisk-params")
+    return any(served == name or served.endswith(b":" + name) for served in found if served)
 
 
 def loops_of(file: Path, *, block_devices: Path = _BLOCK_DEVICES) -> Iterator[str]:

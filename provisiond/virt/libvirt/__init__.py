@@ -89,6 +89,10 @@ class Hypervisor:
         """The domain with this name or UUID; raises DomainNotFound."""
         return await self._connection.call(domains.find, name_or_uuid)
 
+    async def find_running(self, name_or_uuid: str) -> tuple[Domain, DomainXml | None]:
+        """The same and its live XML, None while it is off; raises DomainNotFound."""
+        return await self._connection.call(domains.find_running, name_or_uuid)
+
     async def details(self, name_or_uuid: str) -> DomainDetails:
         """The same with its disks, MACs and maker; raises DomainNotFound."""
         return await self._connection.call(domains.details, name_or_uuid)
@@ -204,8 +208,8 @@ class Hypervisor:
         """
 
         async def ask() -> None:
-            await self._connection.call_apart(disks.detach_iso, uuid, iso)
-            await self._remove_unknown(uuid, iso, await self._iso_back_ends(uuid, iso))
+            if not await self._connection.call_apart(disks.detach_iso, uuid, iso):
+                await self._remove_unknown(uuid, iso, await self._iso_back_ends(uuid, iso))
 
         async def is_there() -> bool:
             return await self.has_disk(uuid, iso) or bool(await self._iso_back_ends(uuid, iso))

@@ -68,12 +68,12 @@ def attach_iso(connection: Any, uuid: str, iso: Path, wanted: str | None) -> str
     return _assigned_target(domain, iso, _LIVE)
 
 
-def detach_iso(connection: Any, uuid: str, iso: Path) -> None:
-    """Ask for the detach, unless the disk is absent already."""
+def detach_iso(connection: Any, uuid: str, iso: Path) -> bool:
+    """Ask for the detach; False where libvirt knows of no such disk."""
     try:
         domain = look_up(connection, uuid)
     except DomainNotFound:
-        return
+        return False
     if (disk := _disk_at(domain, iso, _LIVE)) is not None:
         if disk.bus == "xen":
             xml = build_xen_disk(iso, disk.target)
@@ -81,6 +81,7 @@ def detach_iso(connection: Any, uuid: str, iso: Path) -> None:
             place = {"controller": disk.controller or 0, "unit": disk.unit or 0}
             xml = build_scsi_cdrom(iso, disk.target, **place)
         _detach(domain, disk, xml, _LIVE)
+    return disk is not None
 
 
 # ---------------------------------------------------------------- data disks

@@ -75,6 +75,11 @@ def find(connection: Any, name_or_uuid: str) -> Domain:
     return _or_not_found(name_or_uuid, _describe, look_up(connection, name_or_uuid))
 
 
+def find_running(connection: Any, name_or_uuid: str) -> tuple[Domain, DomainXml | None]:
+    """The domain with this name or UUID and its live XML, None while it is off."""
+    return _or_not_found(name_or_uuid, _describe_running, look_up(connection, name_or_uuid))
+
+
 def list_details(connection: Any) -> list[DomainDetails]:
     """All domains of the host."""
     found = (_unless_gone(_detail, domain) for domain in connection.listAllDomains())
@@ -111,6 +116,11 @@ def _describe(domain: Any) -> Domain:
         state=_STATES.get(state, "unknown"),
         domid=None if domid < 0 else domid,
     )
+
+
+def _describe_running(domain: Any) -> tuple[Domain, DomainXml | None]:
+    known = _describe(domain)
+    return known, None if known.domid is None else parse_domain(domain.XMLDesc(0))
 
 
 def _detail(domain: Any) -> DomainDetails:
