@@ -1,5 +1,6 @@
 """3. The config ISO: in this process by pycdlib, and by two programs that shell scripts call."""
 
+import itertools
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -41,7 +42,10 @@ def _flags() -> list[str]:
 
 
 async def measure(*, quick: bool) -> AsyncIterator[Row]:
-    """All ways in turns; from the files to the ISO on tmpfs."""
+    """All ways in turns, from the files to the ISO on tmpfs.
+
+    In another order each time: what runs behind a program finds the caches cold.
+    """
     with tempfile.TemporaryDirectory(prefix="iso-", dir=TMPFS) as name:
         times = _in_turns(Path(name), rounds=10 if quick else 200)
     medians = {way: Spread.of(values).median for way, values in times.items()}
@@ -63,8 +67,9 @@ def _in_turns(folder: Path, *, rounds: int) -> Mapping[str, list[float]]:
         "xorriso": lambda: _by_program(xorriso, tree, folder),
     }
     times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(rounds):
-        for way, make in ways.items():
+    orders = itertools.cycle(itertools.permutations(ways.items()))
+    for order in itertools.islice(orders, rounds):
+        for way, make in order:
             for made in folder.glob("*.iso"):  # of the round before; a job finds none in its place
                 made.unlink()
             started = perf_counter()

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.bench.daemon import KIND
 from tests.bench.http import Keeper, kept
 from tests.bench.simulated import HOST
-from tests.bench.simulated_host import FIRST_DOMID, name_of, uuid_of
+from tests.bench.simulated_host import FIRST_DOMID, ends_of, name_of, uuid_of
 from tests.daemon.fixtures import fresh_folder
 from tests.daemon.program import Daemon, Json
 from tests.lab.initramfs import PROJECT
@@ -172,9 +172,11 @@ def settings_for(count: int) -> dict[str, object]:
 def _build(store: Xenstored, count: int) -> None:
     """They stand in the store and are not introduced: xenstored would look at each one's ring for
     every request, which is no cost of ours. What they say is written by dom0, and fires the same
-    watches."""
+    watches. Each has the back end of the disk that it was started from."""
     for domain in store.build_all({FIRST_DOMID + n: uuid_of(n) for n in range(count)}):
         store.dom0.write(f"{domain.home}/feature/hotplug/vbd", b"1")
+        _, back = ends_of(domain.domid, "xvda")
+        store.dom0.write(f"{back}/params", f"/srv/{domain.domid - FIRST_DOMID}.qcow2".encode())
 
 
 def _start_host(

@@ -2,7 +2,8 @@
 
 A real guest under libvirt's embedded driver. Every call of libvirt's is timed where provisiond
 makes it, and every word of the guest's where it comes out of QEMU; the bare ISO and the bare fsync
-are measured in turns with the jobs. Ours is what is left.
+are measured in turns with the jobs. Ours is what is left. The ISO is made and stored before the
+guest says hello, which takes longer here: that is nowhere in it, and nothing is taken away for it.
 """
 
 import os
@@ -39,9 +40,9 @@ from tests.lab.program import Lab
 COST = "1 one job: ours beyond libvirt, ISO, fsync (real guest)"
 EXPOSURE = "2 exposure of the secret (real guest)"
 MS = 1e6  # ns
-# What is stored before the attach: the request, DISKS_CREATED with DOMAIN_STARTED, ISO_WRITTEN; and
-# between the verdict and the ISO's end: GUEST_CONFIGURED, ISO_DETACHED.
-COMMITS_BEFORE, COMMITS_AFTER = 3, 2
+# What is stored before the guest is listened to: the request. Between the verdict and the ISO's
+# end: GUEST_CONFIGURED, ISO_DETACHED.
+COMMITS_BEFORE, COMMITS_AFTER = 1, 2
 COMMIT_BYTES = 5 * 4120  # the frames that a job's save adds to SQLite's write-ahead log, about
 ISO_BUILT = "bare ISO (pycdlib, our tree)"
 
@@ -90,14 +91,16 @@ async def _one(daemon: Daemon, number: int) -> int:
 
 
 def _rows(jobs: Sequence[Sequence[Call]], begun: Sequence[int], tap: Tap, bare: _Bare) -> list[Row]:
-    iso, fsync = Spread.of(bare.iso).median, Spread.of(bare.fsync).median
+    fsync = Spread.of(bare.fsync).median
     totals, before, after, exposed, detaches = [], [], [], [], []
     for calls, asked in zip(jobs, begun, strict=True):
         attach = next(call for call in calls if call.name == "attachDeviceFlags")
         totals.append((attach.start - asked) / MS)
-        libvirt = _sum(calls, asked, attach.start)
-        ready = _wait_for_hello(tap, asked, attach.start)
-        before.append(totals[-1] - libvirt - ready - iso - COMMITS_BEFORE * fsync)
+        connected = next(at for at in tap.connected if asked <= at <= attach.start)
+        hello = tap.first(b"hello", after=connected)
+        own = connected - asked + attach.start - hello
+        libvirt = _sum(calls, asked, connected) + _sum(calls, hello, attach.start)
+        before.append(own / MS - libvirt - COMMITS_BEFORE * fsync)
         done = tap.first(b" done", after=attach.start)
         destroyed = [call for call in calls if call.name == "lookupByUUIDString"][-1].start
         detach = next(call for call in calls if call.name == "detachDeviceFlags")
@@ -127,12 +130,6 @@ def _sum(calls: Sequence[Call], start: int, end: int) -> float:
     return (
         sum(call.end - call.start for call in calls if start <= call.start and call.end <= end) / MS
     )
-
-
-def _wait_for_hello(tap: Tap, start: int, end: int) -> float:
-    """For how long the guest was listened to before it said hello, in ms."""
-    connected = next(at for at in tap.connected if start <= at <= end)
-    return max(0.0, (tap.first(b"hello", after=connected) - connected) / MS)
 
 
 def _split(calls: Sequence[Call], begun: Sequence[int]) -> list[list[Call]]:

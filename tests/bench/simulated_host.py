@@ -115,7 +115,7 @@ class _Host:
         started = time()
         source, target = _disk(xml)
         await asyncio.sleep(ATTACH_SECONDS)
-        front, back = _ends(domain.domid, target)
+        front, back = ends_of(domain.domid, target)
         self._store.write(f"{back}/params", source.encode())
         self._store.write(f"{back}/state", b"4")
         self._store.write(f"{front}/backend", back.encode())
@@ -132,7 +132,7 @@ class _Host:
         started = time()
         source, target = _disk(xml)
         await asyncio.sleep(DETACH_SECONDS)
-        for end in _ends(domain.domid, target):
+        for end in ends_of(domain.domid, target):
             self._store.rm(end)
             self._store.rm(str(Path(end).parent))  # libxl removes what is left empty
         domain.disks.pop(target, None)
@@ -158,7 +158,7 @@ def _disk(xml: str) -> tuple[str, str]:
     return source.attrib["file"], target.attrib["dev"]
 
 
-def _ends(domid: int, target: str) -> tuple[str, str]:
+def ends_of(domid: int, target: str) -> tuple[str, str]:
     """The guest's end of a disk in xenstore, and dom0's."""
     number = vdev_number(target)
     return (

@@ -16,9 +16,10 @@ CONSOLE_TAIL = 2000
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A failure is told at once: the rest of the suite may take minutes."""
+    """A failure is told at once, with what the service and systemd said: the rest of the suite may
+    take minutes, and may never come to its end."""
     if report.failed:
-        print(f"\n{report.longreprtext}\n{report.capstdout}")
+        print(f"\n{report.longreprtext}\n{report.capstdout}\n{Service().said()}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
