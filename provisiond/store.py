@@ -123,22 +123,43 @@ class Store:
         return await self._call(self._file.trouble)
 
     # ------------------------------------------------------------ writing
-    async def insert(self, job: Job, detail: str) -> None:
-        """Store a new job.
+    async def insert(
+        self, job: Job, detail: str, decide: Callable[[Standing], Job] | None = None
+    ) -> Job:
+        """Store a new job, or what `decide` makes of it by what stands there at that moment.
+
+        `decide` is asked in the file's thread, maybe twice; what it raises is raised here, and
+        nothing is stored. Where it returns the job of the same request_id that stands there,
+        nothing is stored either. Returns the job that is stored.
 
         Raises RequestConflict where its request_id is taken, Busy where another unfinished
         job works on the same.
         """
-        await self._write(self._insert, job, detail, is_new=True)
+        stored, is_new = job, True
+
+        def insert(connection: Connection) -> int:
+            nonlocal stored, is_new
+            if decide is not None:
+                standing = self._standing(job)
+                stored = decide(standing)
+                is_new = stored is not standing.of_request
+            return self._insert(connection, stored, detail) if is_new else 0
+
+        def store(write: Write) -> None:
+            self._store(write)
+            self.inserted += is_new
+
+        await self._tell(store, self._commits.put(insert))
+        return stored
 
     async def save(self, job: Job, facts: Sequence[Fact]) -> None:
         """Store a job as it is now and what has been added to its history, in one transaction."""
-        await self._write(self._save, job, facts)
+        await self._write(partial(self._save, job=job, facts=facts))
 
     async def request_cancel(self, job: Job, fact: Fact) -> None:
         """Store that somebody wants this job cancelled, which the fact says; true once this has
         returned."""
-        await self._write(self._request_cancel, job, fact)
+        await self._write(partial(self._request_cancel, job=job, fact=fact))
 
     def _insert(self, connection: Connection, job: Job, detail: str) -> int:
         try:
@@ -249,21 +270,15 @@ class Store:
         """All jobs that have not ended, in the order in which they came."""
         return await self._jobs("WHERE NOT ended ORDER BY rowid")
 
-    async def standing(
-        self, request_id: str, *, works_on: str, domain_uuid: str | None, disk_name: str | None
-    ) -> Standing:
+    def _standing(self, job: Job) -> Standing:
         """What `find_request`, `unfinished_on` and `unfinished_with_disk` say."""
-        return await self._call(self._standing, request_id, works_on, domain_uuid, disk_name)
-
-    def _standing(
-        self, request_id: str, works_on: str, domain_uuid: str | None, disk_name: str | None
-    ) -> Standing:
-        of_disk = [] if disk_name is None else self._read_jobs(_UNFINISHED_WITH_DISK, (disk_name,))
+        disk, uuid = job.disk_name, job.domain_uuid
+        of_disk = [] if disk is None else self._read_jobs(_UNFINISHED_WITH_DISK, (disk,))
         return Standing(
-            of_request=_first(self._read_jobs("WHERE request_id = ?", (request_id,))),
-            at_work=_first(self._read_jobs(_UNFINISHED_ON, (works_on, domain_uuid))),
+            of_request=_first(self._read_jobs("WHERE request_id = ?", (job.request_id,))),
+            at_work=_first(self._read_jobs(_UNFINISHED_ON, (job.works_on, uuid))),
             with_disk=_first(of_disk),
-            last_generation=self._last_generation(domain_uuid),
+            last_generation=self._last_generation(uuid),
         )
 
     async def unfinished_on(self, works_on: str, domain_uuid: str | None) -> Job | None:
@@ -361,12 +376,9 @@ class Store:
             raise StateUnusable(f"{self._file.path} holds an event that cannot be read") from error
 
     # ------------------------------------------------------------ the one thread
-    async def _write(
-        self, function: Callable[..., int], *args: object, is_new: bool = False
-    ) -> None:
+    async def _write(self, function: Callable[[Connection], int]) -> None:
         """Store what `function` writes; it may be run twice (group_commit.py)."""
-        write = self._commits.put(lambda connection: function(connection, *args))
-        await self._tell(self._store, write, is_new)
+        await self._tell(self._store, self._commits.put(function))
 
     async def _write_alone(self, function: Callable[..., None], *args: object) -> None:
         await self._tell(self._file.transaction, function, *args)
@@ -379,9 +391,8 @@ class Store:
             async with self._changed:
                 self._changed.notify_all()
 
-    def _store(self, write: Write, is_new: bool) -> None:
+    def _store(self, write: Write) -> None:
         self._last_seq = max(self._last_seq, self._commits.store(write))
-        self.inserted += is_new
 
     async def _call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:

@@ -36,7 +36,7 @@ from provisiond.job import Job
 from provisiond.overlay_job import CreatingOverlay
 from provisiond.password import hash_password
 from provisiond.provision import Provisioning
-from provisiond.store import Fact
+from provisiond.store import Fact, Standing
 from provisiond.story import Story, Tools, journal_fields, pauses
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Supervisor:
         self._stories: dict[str, Story] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._running: set[asyncio.Task[None]] = set()
-        self._submitting = asyncio.Lock()
+        self._accepting = 0  # requests that are just being stored
         self._requests = _RequestMemory()
         self._admission = Admission(tools)
 
@@ -77,7 +77,7 @@ class Supervisor:
     @property
     def full(self) -> bool:
         """As many jobs are unfinished as may be: the next one is refused."""
-        return len(self._stories) >= self._max_unfinished
+        return len(self._stories) + self._accepting >= self._max_unfinished
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -104,35 +104,42 @@ class Supervisor:
         """
         if (known := await self._known(request)) is not None:
             return known, False
+        job_id = uuid.uuid4().hex
         try:
-            job_id = uuid.uuid4().hex
             subject = await self._admission.admit(request, job_id=job_id)
+            config = await _with_hash(request)
+            job = await self._accept(request, subject, job_id, by=by)
         except ProvisionError:
             if (known := await self._known(request)) is None:
                 raise
             return known, False  # the same request was accepted while this one was looked at
-        config = await _with_hash(request)
-        async with self._submitting:
-            standing = await self._tools.store.standing(
-                request.request_id,
-                works_on=subject.works_on,
-                domain_uuid=subject.domain_uuid,
-                disk_name=subject.disk_name,
-            )
-            if standing.of_request is not None:
-                return self._same(request, standing.of_request), False
-            refuse_standing(subject, at_work=standing.at_work, with_disk=standing.with_disk)
-            if self.full:
-                raise TooManyJobs(f"{len(self._stories)} jobs are unfinished, which is the limit")
-            job = self._new_job(
-                request, subject, job_id, by=by, last_generation=standing.last_generation
-            )
-            if self._tasks is None:
-                raise ShuttingDown("provisiond is stopping")
-            self._requests.remember(job.id, request)
-            await self._tools.store.insert(job, f"request accepted from {by}")
-            self._start(job, config)
+        if job.id != job_id:
+            return job, False
+        self._start(job, config)
+        await _let_begin()
         return job, True
+
+    async def _accept(self, request: Request, subject: Subject, job_id: str, *, by: str) -> Job:
+        """Store the request's job, unless it stands there already; no other comes in between."""
+        if self._tasks is None:
+            raise ShuttingDown("provisiond is stopping")
+        if self.full:
+            raise TooManyJobs(f"{self._max_unfinished} jobs are unfinished, which is the limit")
+
+        def decide(standing: Standing) -> Job:
+            if standing.of_request is not None:
+                return self._same(request, standing.of_request)
+            refuse_standing(subject, at_work=standing.at_work, with_disk=standing.with_disk)
+            self._requests.remember(job_id, request)  # before anybody can find the job
+            last = standing.last_generation
+            return replace(job, generation=_generation(request, subject, job.created_at, last=last))
+
+        job = self._new_job(request, subject, job_id, by=by)
+        self._accepting += 1
+        try:
+            return await self._tools.store.insert(job, f"request accepted from {by}", decide)
+        finally:
+            self._accepting -= 1
 
     async def cancel(self, job_id: str, *, by: str) -> Job:
         """Cancel a job for `by`.
@@ -175,9 +182,8 @@ class Supervisor:
             )
         return job
 
-    def _new_job(
-        self, request: Request, subject: Subject, job_id: str, *, by: str, last_generation: int
-    ) -> Job:
+    def _new_job(self, request: Request, subject: Subject, job_id: str, *, by: str) -> Job:
+        """Its generation is known when it is stored."""
         now, since_boot = time.time(), boot_time()
         default = self._deadline_seconds
         if request.kind in (JobKind.IMPORT_BASE, JobKind.VERIFY_BASE):
@@ -190,7 +196,7 @@ class Supervisor:
             subject=subject.name,
             works_on=subject.works_on,
             domain_uuid=subject.domain_uuid,
-            generation=_generation(request, subject, now, last=last_generation),
+            generation=0,
             request=request.public(),
             requested_by=by,
             created_at=now,
@@ -283,6 +289,15 @@ async def _with_hash(request: Request) -> GuestConfig | None:
         return request.config
     hashed = await asyncio.to_thread(hash_password, request.config.password)
     return request.config.with_password_hash(hashed)
+
+
+async def _let_begin() -> None:
+    """Let a story take its first steps, ahead of the reply: to make that takes some 2 ms.
+
+    They are its own task's, and the one in which it listens to its guest.
+    """
+    for _task in range(2):
+        await asyncio.sleep(0)
 
 
 def _story_of(job: Job, config: GuestConfig | None, tools: Tools) -> Story:

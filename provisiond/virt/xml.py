@@ -7,12 +7,14 @@ built goes to running domains; a controller to persistent configs too, with a da
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 # libxl: above p the numbering is extended, a to d can overlap an HVM domain's emulated IDE disks.
 XEN_TARGETS = tuple(f"xvd{letter}" for letter in "ponmlkjihgfe")
 SCSI_TARGETS = tuple(f"sd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
 
+_REMEMBERED = 128  # texts, of some 10 KB each
 _DEEPEST = 100  # elements in one another; libvirt's own have about ten
 
 # What provisiond writes into the `<metadata>` of a domain that it makes (virt/template.py).
@@ -126,8 +128,12 @@ def parse_xml(text: str) -> ET.Element:
     return root
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def parse_domain(xml: str) -> DomainXml:
-    """Read a `<domain>`; raises ValueError where it is none."""
+    """Read a `<domain>`; raises ValueError where it is none.
+
+    What was read lately is remembered: a job sees the same text several times.
+    """
     root = parse_xml(xml)
     if root.tag != "domain":
         raise ValueError(f"<{root.tag}> where a <domain> was expected")

@@ -33,6 +33,16 @@ class Keeper:
         assert status == 202, answer
         return str(json.loads(answer)["id"])
 
+    async def end_of(self, job_id: str) -> str:
+        """The state in which the job ends, by its events; the last use of the connection."""
+        self._writer.write(
+            f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: provisiond\r\n\r\n".encode()
+        )
+        async for line in self._reader:
+            if line.rstrip() in (b"event: SUCCEEDED", b"event: FAILED"):
+                return line.decode().split()[1]
+        raise EOFError(f"the daemon has closed the connection before job {job_id} ended")
+
 
 @asynccontextmanager
 async def kept(socket: Path) -> AsyncIterator[Keeper]:

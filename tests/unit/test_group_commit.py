@@ -12,6 +12,7 @@ import pytest
 
 from provisiond.errors import RequestConflict, StateUnwritable
 from provisiond.group_commit import GroupCommit
+from provisiond.job import Job
 from provisiond.state_file import Connection, StateFile
 from provisiond.store import Store
 from tests.unit.test_store import S, fill_up, job_of, reopened, small_tmpfs
@@ -93,7 +94,8 @@ async def test_of_inserts_that_wait_together_only_the_refused_one_is_refused(
     answers = await asyncio.gather(
         *(store.insert(job, f"of {job.id}") for job in [*jobs, taken]), return_exceptions=True
     )
-    assert [type(answer) for answer in answers] == [type(None)] * 20 + [RequestConflict]
+    assert answers[:-1] == jobs
+    assert isinstance(answers[-1], RequestConflict)
     assert store.inserted == 20
     await store.close()
     found, events = await reopened(tmp_path / "provisiond.sqlite")
@@ -113,7 +115,7 @@ async def test_what_finds_no_room_leaves_the_room_to_the_others(small_tmpfs: Pat
     answers = await asyncio.gather(
         *(store.insert(job, "x") for job in (job_of(2), big, job_of(3))), return_exceptions=True
     )
-    assert [type(answer) for answer in answers] == [type(None), StateUnwritable, type(None)]
+    assert [type(answer) for answer in answers] == [Job, StateUnwritable, Job]
     await store.close()
     jobs, _ = await reopened(file)
     assert [job.generation for job in jobs] == [3, 2, 0]

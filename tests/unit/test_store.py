@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,6 +56,23 @@ def job_of(number: int, *, domain: int | None = None, created_at: float = 1.0) -
 def failed(job: Job) -> Job:
     undoing = advance(job, S.UNDOING, at=5.0, failure=Failure("cancelled", "m", "h", "network"))
     return advance(undoing, S.FAILED, at=6.0, proof=Proof(True, True, True, 6.0))
+
+
+class _LookedAt(Exception):
+    """Nothing is to be stored."""
+
+
+async def standing_of(store: Store, job: Job) -> Standing:
+    """What stands there when the job would be stored."""
+    found: list[Standing] = []
+
+    def decide(standing: Standing) -> Job:
+        found.append(standing)
+        raise _LookedAt
+
+    with pytest.raises(_LookedAt):
+        await store.insert(job, "x", decide)
+    return found[-1]
 
 
 @pytest.fixture
@@ -160,8 +176,7 @@ async def test_what_is_not_there_is_none(store: Store) -> None:
     assert await store.find("0" * 32) is None
     assert await store.find_request("r-1") is None
     assert await store.unfinished_on("x", None) is None
-    found = await store.standing("r-1", works_on="x", domain_uuid="x", disk_name="x")
-    assert found == Standing(None, None, None, 0)
+    assert await standing_of(store, job_of(1)) == Standing(None, None, None, 0)
     assert await store.unfinished() == await store.newest(10) == []
     assert await store.events_after(0) == []
 
@@ -188,17 +203,33 @@ async def test_a_domain_has_one_unfinished_job(store: Store) -> None:
 async def test_what_stands_in_a_requests_way_is_known_all_at_once(store: Store) -> None:
     asked, other = job_of(1, domain=7), replace(job_of(2, domain=8), disk_name="data")
     nothing = Standing(None, None, None, 0)
-    look = partial(store.standing, works_on="domain web7", domain_uuid=uuid_of(7))
-    assert await look("r-1", disk_name="data") == nothing
+    new = job_of(9, domain=7)
+    assert await standing_of(store, replace(asked, disk_name="data")) == nothing
     await store.insert(asked, "x")
     await store.insert(other, "x")
-    assert await look("r-9", disk_name=None) == Standing(None, asked, None, 1)
-    assert await look("r-2", disk_name="data") == Standing(other, asked, other, 1)
+    assert await standing_of(store, new) == Standing(None, asked, None, 1)
+    again = replace(new, request_id="r-2", disk_name="data")
+    assert await standing_of(store, again) == Standing(other, asked, other, 1)
     await store.save(failed(asked), [Fact(S.FAILED, "x")])
     await store.insert(job_of(3, domain=7), "x")
-    assert (await look("r-9", disk_name="other")) == Standing(None, job_of(3, domain=7), None, 3)
-    disk = await store.standing("r-9", works_on="disk x", domain_uuid=None, disk_name="x")
-    assert disk == nothing, "what has no domain has no generation"
+    named = replace(new, disk_name="other")
+    assert await standing_of(store, named) == Standing(None, job_of(3, domain=7), None, 3)
+    disk = replace(new, works_on="disk x", domain_uuid=None, disk_name="x")
+    assert await standing_of(store, disk) == nothing, "what has no domain has no generation"
+
+
+async def test_a_job_is_stored_as_it_is_decided_by_what_stands_there(store: Store) -> None:
+    first = await store.insert(job_of(1, domain=7), "x")
+    await store.save(failed(first), [Fact(S.FAILED, "x")])
+
+    def decide(standing: Standing) -> Job:
+        return standing.of_request or replace(new, generation=standing.last_generation + 1)
+
+    new = job_of(2, domain=7)
+    stored = await asyncio.gather(*(store.insert(new, "x", decide) for _ in range(5)))
+    assert stored == 5 * [replace(new, generation=first.generation + 1)]
+    assert store.inserted == 2
+    assert await store.unfinished() == stored[:1]
 
 
 async def test_a_request_id_is_taken_for_ever(store: Store) -> None:
@@ -221,7 +252,7 @@ async def test_one_of_many_inserts_for_one_domain_wins(store: Store) -> None:
     jobs = [job_of(number, domain=7) for number in range(20)]
     tries = [store.insert(job, "x") for job in jobs]
     answers = await asyncio.gather(*tries, return_exceptions=True)
-    assert sorted(type(answer).__name__ for answer in answers) == ["Busy"] * 19 + ["NoneType"]
+    assert sorted(type(answer).__name__ for answer in answers) == ["Busy"] * 19 + ["Job"]
     assert len(await store.unfinished()) == 1
 
 

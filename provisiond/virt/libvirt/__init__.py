@@ -207,12 +207,19 @@ class Hypervisor:
         refuses.
         """
 
+        is_known = True
+
         async def ask() -> None:
-            if not await self._connection.call_apart(disks.detach_iso, uuid, iso):
+            nonlocal is_known
+            left = await self._connection.call_apart(disks.detach_iso, uuid, iso)
+            is_known = left is disks.Left.THERE
+            if left is disks.Left.UNKNOWN:
                 await self._remove_unknown(uuid, iso, await self._iso_back_ends(uuid, iso))
 
         async def is_there() -> bool:
-            return await self.has_disk(uuid, iso) or bool(await self._iso_back_ends(uuid, iso))
+            nonlocal is_known
+            is_known = is_known and await self.has_disk(uuid, iso)
+            return is_known or bool(await self._iso_back_ends(uuid, iso))
 
         await self._detach(ask, is_there)
         return self._free_loops(iso)

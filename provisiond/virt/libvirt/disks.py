@@ -5,6 +5,7 @@ is attached to each of them by a call of its own, since controllers and addresse
 """
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +69,29 @@ def attach_iso(connection: Any, uuid: str, iso: Path, wanted: str | None) -> str
     return _assigned_target(domain, iso, _LIVE)
 
 
-def detach_iso(connection: Any, uuid: str, iso: Path) -> bool:
-    """Ask for the detach; False where libvirt knows of no such disk."""
+class Left(Enum):
+    """What libvirt knows of a disk after a detach was asked for."""
+
+    UNKNOWN = "it knew of no such disk"
+    GONE = "the disk is gone"
+    THERE = "the disk is still there"
+
+
+def detach_iso(connection: Any, uuid: str, iso: Path) -> Left:
+    """Ask for the detach, and look what is left."""
     try:
         domain = look_up(connection, uuid)
     except DomainNotFound:
-        return False
-    if (disk := _disk_at(domain, iso, _LIVE)) is not None:
-        if disk.bus == "xen":
-            xml = build_xen_disk(iso, disk.target)
-        else:
-            place = {"controller": disk.controller or 0, "unit": disk.unit or 0}
-            xml = build_scsi_cdrom(iso, disk.target, **place)
-        _detach(domain, disk, xml, _LIVE)
-    return disk is not None
+        return Left.UNKNOWN
+    if (disk := _disk_at(domain, iso, _LIVE)) is None:
+        return Left.UNKNOWN
+    if disk.bus == "xen":
+        xml = build_xen_disk(iso, disk.target)
+    else:
+        place = {"controller": disk.controller or 0, "unit": disk.unit or 0}
+        xml = build_scsi_cdrom(iso, disk.target, **place)
+    _detach(domain, disk, xml, _LIVE)
+    return Left.GONE if _disk_at(domain, iso, _LIVE) is None else Left.THERE
 
 
 # ---------------------------------------------------------------- data disks
