@@ -5,6 +5,7 @@ Nothing is changed here. Each refusal says what the operator has to do first.
 
 import asyncio
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import (
@@ -47,7 +48,8 @@ class Subject:
     """What a job works on; `works_on` is the key under which it is alone.
 
     `disk_name` is the disk that it makes, attaches or takes away, `disk` its file in the last case;
-    `removes` are the names of those that a destroy removes.
+    `removes` are the names of those that a destroy removes. `channel` is the socket of a running
+    guest's virtio channel.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Subject:
     disk_name: str | None = None
     disk: str | None = None
     removes: tuple[str, ...] = ()
+    channel: Path | None = None
     ends_domain: bool = False
     """The domain's end is what a cancelled job may be waiting for, so it does not wait for that."""
 
@@ -117,7 +120,7 @@ class Admission:
             # That job may have ended meanwhile, and with it what has stood there.
             live = await self._tools.hypervisor.live_xml(domain.uuid)
             self._refuse_unfit(live, target=request.target)
-        return subject
+        return replace(subject, channel=None if live is None else live.channel(CHANNEL_NAME))
 
     def _refuse_unfit(self, live: DomainXml, *, target: str | None) -> None:
         _refuse_mute(live)

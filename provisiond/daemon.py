@@ -264,7 +264,7 @@ class _Xen:
 
 
 def _open_signal(
-    hypervisor: Hypervisor, xen: _Xen | None, runtime_dir: Path, job: Job
+    hypervisor: Hypervisor, xen: _Xen | None, runtime_dir: Path, job: Job, channel: Path | None
 ) -> GuestSignal:
     if job.domain_uuid is None:
         raise ValueError(f"job {job.id} has no guest")
@@ -287,7 +287,7 @@ def _open_signal(
             raise NoGuestChannel(f"{job.subject}: the domain has no virtio channel {CHANNEL_NAME}")
         return path
 
-    return ChannelSignal(nonce=nonce, find_socket=find_socket)
+    return ChannelSignal(nonce=nonce, find_socket=find_socket, seen=channel)
 
 
 def _hypervisor_uri(settings: Settings) -> str:

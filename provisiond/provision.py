@@ -14,6 +14,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 from provisiond.api.guest_config import GuestConfig
 from provisiond.api.replies import JobState
@@ -49,9 +50,14 @@ _RESUME_IT = (
 
 
 class Provisioning(Story):
-    """The story of one guest. `config` (with its secret) is None when the job is resumed."""
+    """The story of one guest. `config` (with its secret) is None when the job is resumed.
 
-    def __init__(self, job: Job, config: GuestConfig | None, tools: Tools) -> None:
+    `channel` is the socket of the guest's channel where that is known.
+    """
+
+    def __init__(
+        self, job: Job, config: GuestConfig | None, tools: Tools, *, channel: Path | None
+    ) -> None:
         super().__init__(job, tools)
         if job.domain_uuid is None:
             raise ValueError(f"job {job.id}: no domain")
@@ -60,7 +66,7 @@ class Provisioning(Story):
         self._plan = plan_job(job.id, runtime_dir=tools.runtime_dir)
         create = job.request.get("create")
         self._new = None if create is None else NewGuest(job, Create(**create), tools)
-        self._signal = tools.open_signal(job)
+        self._signal = tools.open_signal(job, channel)
         # What was done in an earlier try of the ISO's end still counts in the proof.
         self._detached_at: float | None = None
         self._overwritten = False

@@ -61,7 +61,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What every story works with; `observe` sees the facts.
+    """What every story works with; `observe` sees the facts, `open_signal` is given the job and
+    the socket of its guest's channel where it was seen lately.
 
     `slots` bounds the jobs that wait for guests, `disk_slots` those that make a small file, and
     `image_slots` those that read or write a whole image.
@@ -80,7 +81,7 @@ class Tools:
     disk_slots: asyncio.Semaphore
     image_slots: asyncio.Semaphore
     by_tapdisk: bool
-    open_signal: Callable[[Job], GuestSignal]
+    open_signal: Callable[[Job, Path | None], GuestSignal]
     observe: Callable[[Job, Job], None]
 
 

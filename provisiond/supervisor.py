@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from pydantic import SecretStr
 
@@ -87,7 +88,7 @@ class Supervisor:
             self._tasks = tasks
             for job in left:
                 log.info("%s: resumed in %s", job.subject, job.state, extra=journal_fields(job))
-                self._start(job, None)
+                self._start(_story_of(job, None, self._tools))
             try:
                 yield
             finally:
@@ -115,7 +116,7 @@ class Supervisor:
             return known, False  # the same request was accepted while this one was looked at
         if job.id != job_id:
             return job, False
-        self._start(job, config)
+        self._start(_story_of(job, config, self._tools, channel=subject.channel))
         await _let_begin()
         return job, True
 
@@ -209,12 +210,11 @@ class Supervisor:
         )
 
     # ------------------------------------------------------------ tasks
-    def _start(self, job: Job, config: GuestConfig | None) -> None:
+    def _start(self, story: Story) -> None:
         if self._tasks is None:
             raise ShuttingDown("provisiond is stopping")
-        story = _story_of(job, config, self._tools)
-        self._stories[job.id] = story
-        task = self._tasks.create_task(self._run(story), name=f"job {job.id}")
+        self._stories[story.job.id] = story
+        task = self._tasks.create_task(self._run(story), name=f"job {story.job.id}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
@@ -300,7 +300,9 @@ async def _let_begin() -> None:
         await asyncio.sleep(0)
 
 
-def _story_of(job: Job, config: GuestConfig | None, tools: Tools) -> Story:
+def _story_of(
+    job: Job, config: GuestConfig | None, tools: Tools, *, channel: Path | None = None
+) -> Story:
     if job.kind is JobKind.PROVISION:
-        return Provisioning(job, config, tools)
+        return Provisioning(job, config, tools, channel=channel)
     return _STORIES[job.kind](job, tools)

@@ -44,11 +44,17 @@ _REPEATED_WORD_SECONDS = 2.5
 
 
 class ChannelSignal:
-    """A GuestSignal over the Unix socket that `find_socket` names (asked anew at every connect)."""
+    """A GuestSignal over the Unix socket that `find_socket` names.
 
-    def __init__(self, *, nonce: str, find_socket: Callable[[], Awaitable[Path]]) -> None:
+    It is asked anew at every connect, but for the first where the socket was `seen` lately.
+    """
+
+    def __init__(
+        self, *, nonce: str, find_socket: Callable[[], Awaitable[Path]], seen: Path | None = None
+    ) -> None:
         self._nonce = nonce
         self._find_socket = find_socket
+        self._seen = seen
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._log: deque[str] = deque(maxlen=_MAX_LOG_LINES)
@@ -62,16 +68,22 @@ class ChannelSignal:
         """Connect; from now on every word the guest says is kept until it is read."""
         if self._reader is not None or self._closed:
             return
+        seen, self._seen = self._seen, None
+        if seen is not None:
+            with contextlib.suppress(OSError):  # the domain was started anew since: it is asked
+                await self._connect(seen)
+                return
         try:
             path = await self._find_socket()
         except (DomainNotFound, DomainNotRunning, NoGuestChannel) as error:
             raise GuestLost(f"the guest cannot speak: {error}") from error
         try:
-            self._reader, self._writer = await asyncio.open_unix_connection(
-                path, limit=2 * MAX_WORD
-            )
+            await self._connect(path)
         except OSError as error:
             raise GuestLost(f"cannot connect to the guest's channel: {error.strerror}") from error
+
+    async def _connect(self, path: Path) -> None:
+        self._reader, self._writer = await asyncio.open_unix_connection(path, limit=2 * MAX_WORD)
 
     async def ready(self) -> str:
         """Wait for the script's hello."""

@@ -103,7 +103,7 @@ class Host:
 
 
 def tools_over(
-    folder: Path, libvirtd: Libvirtd, open_signal: Callable[[Job], XenstoreSignal]
+    folder: Path, libvirtd: Libvirtd, open_signal: Callable[[Job, Path | None], XenstoreSignal]
 ) -> Tools:
     images = folder / "images"
     bases = Bases(bases_folder(images), disks=disks_folder(images), reserve=0, max_chain=4)
@@ -156,7 +156,7 @@ async def host(
         looked_for(xenstore) as lost_events,
     ):
 
-        def open_signal(job: Job) -> XenstoreSignal:
+        def open_signal(job: Job, _channel: Path | None) -> XenstoreSignal:
             return signal_of(job, xenstore, domains, lost_events, daemon_folder / "run")
 
         tools = tools_over(daemon_folder, libvirtd, open_signal)
