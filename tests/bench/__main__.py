@@ -18,7 +18,7 @@ from typing import Protocol
 from tests.bench import config_iso, in_guest, many, one_job, peers, start
 from tests.bench.crowd import ON_DISK
 from tests.bench.figures import Row, table
-from tests.bench.machine import describe
+from tests.bench.machine import ProcessorTime, describe
 from tests.lab.initramfs import PROJECT
 
 BUILD = PROJECT / "build"
@@ -50,7 +50,11 @@ def main() -> None:
     wanted.json.parent.mkdir(parents=True, exist_ok=True)
     for name in wanted.only or GROUPS:
         print(f"\nmeasuring: {name}", flush=True)
+        before = ProcessorTime.now()
         asyncio.run(_collect(GROUPS[name], rows, quick=wanted.quick))
+        stolen = ProcessorTime.now().percent_stolen_since(before)
+        machine[f"stolen while {name}"] = f"{stolen:.0f} % of its time, by the host under it"
+        print(f"stolen meanwhile: {machine[f'stolen while {name}']}", flush=True)
     print(f"\n{table(rows)}")
     print(verdict(rows))
     found = {"machine": machine, "quick": wanted.quick, "rows": [row.as_json() for row in rows]}

@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from provisiond import __version__
@@ -40,6 +41,26 @@ def describe(*, state: Path) -> dict[str, str]:
         "provisiond": f"{__version__}, {_commit()}",
         **{name: _version(*argv) for name, argv in PROGRAMS.items()},
     }
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorTime:
+    """What all processors together have worked, and what the host under this machine has kept of
+    them while there was work (proc(5), steal); in ticks since the boot."""
+
+    used: int
+    stolen: int
+
+    @classmethod
+    def now(cls) -> "ProcessorTime":
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+        user, nice, system, _idle, _iowait, irq, softirq, stolen = map(int, fields[:8])
+        return cls(user + nice + system + irq + softirq, stolen)
+
+    def percent_stolen_since(self, before: "ProcessorTime") -> float:
+        """Of the time that was wanted, in percent."""
+        stolen = self.stolen - before.stolen
+        return 100 * stolen / max(1, self.used - before.used + stolen)
 
 
 def _commit() -> str:
