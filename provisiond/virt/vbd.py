@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -200,18 +201,32 @@ async def _serves(xenstore: Xenstore, path: str, file: Path) -> bool:
     return any(served == name or served.endswith(b":" + name) for served in found if served)
 
 
-def loops_of(file: Path, *, block_devices: Path = _BLOCK_DEVICES) -> Iterator[str]:
-    """The loop devices over `file`, such as loop0; also after the file was unlinked."""
-    names = tuple(os.fsencode(f"{name}\n") for name in (file, f"{file} (deleted)"))
-    # Without pathlib: it is looked at for every disk that goes, and a host may have hundreds.
+class Loops:
+    """The host's loop devices, looked at in a thread: there may be one for each guest."""
+
+    def __init__(self, *, block_devices: Path = _BLOCK_DEVICES) -> None:
+        look = partial(asyncio.to_thread, _backing_files, block_devices)
+        self._looks: _Looks[Mapping[str, bytes]] = _Looks(look)
+
+    async def of(self, file: Path) -> list[str]:
+        """Those over `file`, such as loop0; also after the file was unlinked."""
+        names = tuple(os.fsencode(f"{name}\n") for name in (file, f"{file} (deleted)"))
+        backing = await self._looks.take()
+        return [device for device, file_name in backing.items() if file_name in names]
+
+
+def _backing_files(block_devices: Path) -> Mapping[str, bytes]:
+    """The file of each loop device that has one, as the kernel writes it, by their names."""
+    found = {}
+    # Without pathlib: it is looked at for every disk that goes.
     for device in sorted(os.listdir(block_devices)):  # noqa: PTH208
         if device.startswith("loop"):
             with (
                 contextlib.suppress(FileNotFoundError),  # it has no file
                 open(f"{block_devices}/{device}/loop/backing_file", "rb", buffering=0) as backing,  # noqa: PTH123
             ):
-                if backing.read() in names:
-                    yield device
+                found[device] = backing.read()
+    return found
 
 
 def free_loop(name: str) -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from provisiond.virt.vbd import (
     BackEnds,
+    Loops,
     await_connected,
     back_ends_for,
     back_ends_of,
     domid_of,
     frontend_state,
-    loops_of,
     remove,
     vdev_number,
 )
@@ -187,7 +187,9 @@ def test_the_number_of_a_target_is_the_one_that_linux_gives_it() -> None:
             vdev_number(wrong)
 
 
-def test_a_loop_device_is_found_by_its_file_also_after_that_was_unlinked(tmp_path: Path) -> None:
+async def test_a_loop_device_is_found_by_its_file_also_after_that_was_unlinked(
+    tmp_path: Path,
+) -> None:
     for name, file in (
         ("loop0", "/other.iso"),
         ("loop3", str(ISO)),
@@ -197,4 +199,6 @@ def test_a_loop_device_is_found_by_its_file_also_after_that_was_unlinked(tmp_pat
         (tmp_path / name / "loop").mkdir(parents=True)
         (tmp_path / name / "loop/backing_file").write_text(f"{file}\n")
     (tmp_path / "loop7").mkdir()
-    assert list(loops_of(ISO, block_devices=tmp_path)) == ["loop12", "loop3"]
+    loops = Loops(block_devices=tmp_path)
+    assert await loops.of(ISO) == ["loop12", "loop3"]
+    assert await loops.of(Path("/none.iso")) == []

@@ -25,12 +25,12 @@ from provisiond.virt.libvirt.connection import Connection
 from provisiond.virt.libvirt.domains import Domain, DomainDetails
 from provisiond.virt.vbd import (
     BackEnds,
+    Loops,
     await_connected,
     back_ends_for,
     back_ends_of,
     domid_of,
     free_loop,
-    loops_of,
     remove,
 )
 from provisiond.virt.xml import DomainXml
@@ -53,6 +53,7 @@ class Hypervisor:
         self._connection = Connection(uri, threads=threads)
         self._xenstore = xenstore
         self._served = None if xenstore is None else BackEnds(xenstore)
+        self._loop_devices = Loops()
         self._agents_asked: set[str] = set()
 
     # ------------------------------------------------------------ connection
@@ -222,13 +223,13 @@ class Hypervisor:
             return is_known or bool(await self._iso_back_ends(uuid, iso))
 
         await self._detach(ask, is_there)
-        return self._free_loops(iso)
+        return await self._free_loops(iso)
 
     async def prove_absence(self, uuid: str, *, iso: Path) -> None:
         """Look once more, after the file was unlinked; DiskStillAttached says where it still is."""
         if await self.has_disk(uuid, iso):
             raise DiskStillAttached(f"{iso.name} was attached again: it stands in the live XML")
-        holders = [*await self._iso_back_ends(uuid, iso), *self._loops(iso)]
+        holders = [*await self._iso_back_ends(uuid, iso), *await self._loops(iso)]
         if holders:
             raise DiskStillAttached(f"{iso.name} is still held by {', '.join(holders)}")
 
@@ -274,7 +275,7 @@ class Hypervisor:
     async def _ask_to_detach(self, uuid: str, source: Path, *, kept: bool) -> None:
         await self._connection.call_apart(disks.detach_data_disk, uuid, source, kept=kept)
         if not kept and await self._remove_unknown(uuid, source, await self._back_ends(source)):
-            self._free_loops(source)
+            await self._free_loops(source)
 
     async def prove_detached(self, uuid: str, *, source: Path, persistent: bool) -> None:
         """Raises DiskStillAttached, with every place where the disk still is."""
@@ -287,7 +288,7 @@ class Hypervisor:
             disks.find_data_disk, uuid, source, persistent=persistent
         )
         xml = [] if place is None else [place]
-        return [*xml, *await self._back_ends(source), *self._loops(source)]
+        return [*xml, *await self._back_ends(source), *await self._loops(source)]
 
     async def _remove_unknown(self, uuid: str, source: Path, left: Sequence[str]) -> bool:
         """Take away what libxl has left of an attach that it gave up; False where there is nothing.
@@ -347,11 +348,11 @@ class Hypervisor:
         """
         return [] if self._served is None else await self._served.of(iso, uuid=uuid)
 
-    def _loops(self, source: Path) -> list[str]:
-        return [] if self._xenstore is None else list(loops_of(source))
+    async def _loops(self, source: Path) -> list[str]:
+        return [] if self._xenstore is None else await self._loop_devices.of(source)
 
-    def _free_loops(self, iso: Path) -> str | None:
-        names = self._loops(iso)
+    async def _free_loops(self, iso: Path) -> str | None:
+        names = await self._loops(iso)
         for name in names:
             try:
                 free_loop(name)
