@@ -113,8 +113,8 @@ class Provisioning(Story):
     async def _write_iso_and_listen(self) -> str:
         """Both at once, as neither needs the other; the guest's sign that it can take the ISO."""
         listening = asyncio.create_task(self._await_readiness())
-        await asyncio.sleep(0)  # it begins
         try:
+            await asyncio.sleep(0)  # it begins
             if not self.job.has_reached(JobState.ISO_WRITTEN):
                 await self._write_iso()
             self._require_iso()

@@ -89,6 +89,7 @@ class StateFile:
         """Run what writes: all of it is on the disk once this returns, or nothing of it ever is."""
         if (damage := self.damage or self._exchanged()) is not None:
             raise damage
+        changes = self.connection.total_changes
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             result = function(self.connection, *args)
@@ -97,7 +98,8 @@ class StateFile:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
             raise
-        self._failed_write = None
+        if self.connection.total_changes > changes:
+            self._failed_write = None
         return result
 
     def trouble(self) -> str | None:
@@ -110,6 +112,7 @@ class StateFile:
         if self._failed_write is not None:
             with suppress(StateUnwritable, StateUnusable):
                 self.call(partial(self.transaction, _write_nothing_new))
+                self._failed_write = None
         return self._failed_write or self._lacks()
 
     def _lacks(self) -> str | None:

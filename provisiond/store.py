@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from provisiond.api.replies import JobState
 from provisiond.api.requests import JobKind
-from provisiond.errors import Busy, RequestConflict, StateUnusable
+from provisiond.errors import Busy, ProvisionError, RequestConflict, StateUnusable
 from provisiond.group_commit import GroupCommit, Write
 from provisiond.job import GUEST_HAS_WON, Event, Job
 from provisiond.state_file import Connection, StateFile, Taken
@@ -130,29 +130,38 @@ class Store:
     ) -> Job:
         """Store a new job, or what `decide` makes of it by what stands there at that moment.
 
-        `decide` is asked in the file's thread, maybe twice; what it raises is raised here, and
-        nothing is stored. Where it returns the job of the same request_id that stands there,
+        `decide` is asked in the file's thread, maybe twice; a ProvisionError of its is raised here,
+        and nothing is stored. Where it returns the job of the same request_id that stands there,
         nothing is stored either. Returns the job that is stored.
 
         Raises RequestConflict where its request_id is taken, Busy where another unfinished
         job works on the same.
         """
-        stored, is_new = job, True
+        outcome: Job | ProvisionError = job
+        is_new = True
 
-        def insert(connection: Connection) -> int:
-            nonlocal stored, is_new
+        def look_and_insert(connection: Connection) -> int:
+            nonlocal outcome, is_new
+            new = job
             if decide is not None:
                 standing = self._standing(job)
-                stored = decide(standing)
-                is_new = stored is not standing.of_request
-            return self._insert(connection, stored, detail) if is_new else 0
+                try:
+                    new = decide(standing)
+                except ProvisionError as error:  # what is stored together with it may be
+                    outcome, is_new = error, False
+                    return 0
+                is_new = new is not standing.of_request
+            outcome = new
+            return self._insert(connection, new, detail) if is_new else 0
 
-        def store(write: Write) -> None:
+        def store_and_count(write: Write) -> None:
             self._store(write)
             self.inserted += is_new
 
-        await self._tell(store, self._commits.put(insert))
-        return stored
+        await self._tell(store_and_count, self._commits.put(look_and_insert))
+        if isinstance(outcome, ProvisionError):
+            raise outcome
+        return outcome
 
     async def save(self, job: Job, facts: Sequence[Fact]) -> None:
         """Store a job as it is now and what has been added to its history, in one transaction."""

@@ -62,7 +62,7 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What every story works with; `observe` sees the facts, `open_signal` is given the job and
-    the socket of its guest's channel where it was seen lately.
+    the socket of its guest's channel where its admission has seen that.
 
     `slots` bounds the jobs that wait for guests, `disk_slots` those that make a small file, and
     `image_slots` those that read or write a whole image.

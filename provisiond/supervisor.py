@@ -77,7 +77,7 @@ class Supervisor:
 
     @property
     def full(self) -> bool:
-        """As many jobs are unfinished as may be: the next one is refused."""
+        """As many jobs are unfinished, or are being stored, as may be: the next one is refused."""
         return len(self._stories) + self._accepting >= self._max_unfinished
 
     @asynccontextmanager

@@ -49,7 +49,7 @@ def workers_of(tools: Tools) -> Sequence[Worker]:
         Worker("config ISOs", isos.answer, isos.longest_call),
         Worker("golden bases", tools.bases.threads.answer),
         Worker("disks", tools.disks.threads.answer),
-        Worker("passwords and templates", lambda: asyncio.to_thread(lambda: None)),
+        Worker("passwords, templates and loop devices", lambda: asyncio.to_thread(lambda: None)),
     )
 
 

@@ -46,7 +46,7 @@ _REPEATED_WORD_SECONDS = 2.5
 class ChannelSignal:
     """A GuestSignal over the Unix socket that `find_socket` names.
 
-    It is asked anew at every connect, but for the first where the socket was `seen` lately.
+    It is asked anew at every connect; at the first, the socket that was `seen` before is tried.
     """
 
     def __init__(

@@ -210,9 +210,13 @@ class Loops:
 
     async def of(self, file: Path) -> list[str]:
         """Those over `file`, such as loop0; also after the file was unlinked."""
-        names = tuple(os.fsencode(f"{name}\n") for name in (file, f"{file} (deleted)"))
         backing = await self._looks.take()
-        return [device for device, file_name in backing.items() if file_name in names]
+        return [device for device, name in backing.items() if name in _names_of(file)]
+
+
+def _names_of(file: Path) -> tuple[bytes, ...]:
+    """How the kernel writes a loop device's file."""
+    return os.fsencode(f"{file}\n"), os.fsencode(f"{file} (deleted)\n")
 
 
 def _backing_files(block_devices: Path) -> Mapping[str, bytes]:
@@ -229,10 +233,14 @@ def _backing_files(block_devices: Path) -> Mapping[str, bytes]:
     return found
 
 
-def free_loop(name: str) -> None:
-    """Let a loop device go of its file; raises OSError (EBUSY: it goes when it is closed)."""
+def free_loop(name: str, file: Path) -> None:
+    """Let a loop device go of this file; raises OSError (EBUSY: it goes when it is closed).
+
+    It may have got another file since it was looked at, and keeps that.
+    """
     descriptor = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(descriptor, _LOOP_CLR_FD)
+        if (_BLOCK_DEVICES / name / "loop/backing_file").read_bytes() in _names_of(file):
+            fcntl.ioctl(descriptor, _LOOP_CLR_FD)
     finally:
         os.close(descriptor)

@@ -38,6 +38,8 @@ class Keeper:
         self._writer.write(
             f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: provisiond\r\n\r\n".encode()
         )
+        status = await self._reader.readline()
+        assert status.startswith(b"HTTP/1.1 200 "), status
         async for line in self._reader:
             if line.rstrip() in (b"event: SUCCEEDED", b"event: FAILED"):
                 return line.decode().split()[1]

@@ -124,6 +124,23 @@ async def test_a_guest_that_never_answers_costs_its_deadline_and_nothing_is_left
     await assert_nothing_is_left(guest_daemon, lab, job)
 
 
+async def test_a_job_whose_time_passed_while_the_daemon_was_away_leaves_no_task(
+    lab: Lab, guest_daemon: Daemon
+) -> None:
+    (guest,) = lab.start("--silent")
+    guest_daemon.settings["ready_seconds"] = 60
+    await guest_daemon.start()
+    job = await guest_daemon.submit(request(guest.name, deadline_seconds=5))
+    await guest_daemon.wait_for(job["id"], "ISO_WRITTEN")
+    await guest_daemon.kill()
+    await asyncio.sleep(5)
+    await guest_daemon.start()
+    job = await guest_daemon.wait_for(job["id"], "FAILED")
+    assert job["failure"]["code"] == "deadline_exceeded"
+    await assert_nothing_is_left(guest_daemon, lab, job)
+    assert "never retrieved" not in guest_daemon.said(), "a task was left to itself"
+
+
 async def test_a_cancel_while_waiting_undoes_all_and_frees_the_domain(
     lab: Lab, guest_daemon: Daemon
 ) -> None:

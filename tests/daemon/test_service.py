@@ -240,7 +240,8 @@ async def test_systemd_hears_ready_status_watchdog_and_stopping(idle_daemon: Dae
 async def test_systemd_hears_of_stuck_workers_and_no_watchdog_until_they_go_on(
     idle_daemon: Daemon,
 ) -> None:
-    stuck = "stuck: state file, config ISOs, golden bases, disks, passwords and templates"
+    files = "state file, config ISOs, golden bases, disks"
+    stuck = f"stuck: {files}, passwords, templates and loop devices"
     with contextlib.closing(Notified(idle_daemon, watchdog="2000000")) as notified:
         await idle_daemon.start()
         await notified.wait_for("WATCHDOG=1")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from provisiond.errors import RequestConflict, StateUnwritable
+from provisiond.errors import Busy, RequestConflict, StateUnwritable
 from provisiond.group_commit import GroupCommit
 from provisiond.job import Job
 from provisiond.state_file import Connection, StateFile
-from provisiond.store import Store
+from provisiond.store import Standing, Store
 from tests.unit.test_store import S, fill_up, job_of, reopened, small_tmpfs
 
 __all__ = ["small_tmpfs"]
@@ -101,6 +101,35 @@ async def test_of_inserts_that_wait_together_only_the_refused_one_is_refused(
     found, events = await reopened(tmp_path / "provisiond.sqlite")
     assert found == list(reversed(jobs))
     assert [event.detail for event in events] == [f"of {job.id}" for job in jobs]
+
+
+async def test_a_refusal_by_what_stands_there_takes_no_other_write_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "provisiond.sqlite")
+    await store.open()
+    transactions = []
+    real = StateFile.transaction
+
+    def counted(state: StateFile, function: Callable[..., object], *args: object) -> object:
+        transactions.append(function)
+        return real(state, function, *args)
+
+    def refuse(_standing: Standing) -> Job:
+        raise Busy("web1: another job is at work on it")
+
+    monkeypatch.setattr(StateFile, "transaction", counted)
+    answers = await asyncio.gather(
+        store.insert(job_of(1), "x"),
+        *(store.insert(job_of(number), "x") for number in range(2, 9)),
+        store.insert(job_of(9), "x", refuse),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[-1], Busy)
+    assert answers[:-1] == await store.unfinished()
+    assert store.inserted == 8
+    assert len(transactions) < 6, "the first may have been alone, the others were together"
+    await store.close()
 
 
 async def test_what_finds_no_room_leaves_the_room_to_the_others(small_tmpfs: Path) -> None:

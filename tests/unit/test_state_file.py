@@ -197,12 +197,15 @@ async def test_a_full_disk_is_told_before_and_after_somebody_writes(small_tmpfs:
     filler = small_tmpfs / "filler"
     store = Store(small_tmpfs / "provisiond.sqlite")
     await store.open()
+    known = await store.insert(job_of(2), "x")
     assert await store.trouble() is None
     fill_up(filler)
     assert "is full" in str(await store.trouble())
     with pytest.raises(StateUnwritable):
         await store.insert(replace(job_of(1), request={"x": "y" * 50_000}), "no room")
     assert "disk is full" in str(await store.trouble())
+    assert await store.insert(known, "x", lambda standing: standing.of_request or known) == known
+    assert "disk is full" in str(await store.trouble()), "nothing was written just now"
     filler.unlink()
     assert await store.trouble() is None
     await store.insert(job_of(1), "room again")

@@ -212,6 +212,7 @@ class Hypervisor:
 
         async def ask() -> None:
             nonlocal is_known
+            is_known = True  # also where libvirt refuses
             left = await self._connection.call_apart(disks.detach_iso, uuid, iso)
             is_known = left is disks.Left.THERE
             if left is disks.Left.UNKNOWN:
@@ -355,7 +356,7 @@ class Hypervisor:
         names = await self._loops(iso)
         for name in names:
             try:
-                free_loop(name)
+                free_loop(name, iso)
             except OSError as error:
                 raise DiskStillAttached(f"{name} still has {iso.name}: {error.strerror}") from error
         return ", ".join(names) or None
