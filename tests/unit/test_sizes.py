@@ -61,7 +61,7 @@ def test_whatever_is_typed_is_a_size_or_refused_in_words(text: str) -> None:
     assert said.isprintable()
 
 
-@given(st.integers(0, 2**60), st.sampled_from("KMGT"))
+@given(st.integers(0, 2**40), st.sampled_from("KMGT"))  # a float has tenths up to there
 def test_what_was_typed_is_shown_in_the_same_unit_or_a_larger_one(count: int, unit: str) -> None:
     number, shown_unit = show_size(parse_size(f"{count}{unit}")).split()
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
