@@ -1,6 +1,7 @@
 """Sizes as a person writes and reads them: 10G is typed, 10.0 GiB is shown, both are 10 * 2**30."""
 
 import re
+from fractions import Fraction
 
 _UNITS = ("", "K", "M", "G", "T")
 _WRITTEN = re.compile(r"([0-9]{1,20})([KMGT]?)", re.ASCII)
@@ -23,6 +24,12 @@ def show_size(count: int) -> str:
     if count < 1024:
         return f"{count} B"
     power = 1
-    while power < len(_UNITS) - 1 and round(count / 1024**power, 1) >= 1024:
+    while power < len(_UNITS) - 1 and _tenths(count, power) >= 10 * 1024:
         power += 1
-    return f"{count / 1024**power:.1f} {_UNITS[power]}iB"
+    whole, tenth = divmod(_tenths(count, power), 10)
+    return f"{whole}.{tenth} {_UNITS[power]}iB"
+
+
+def _tenths(count: int, power: int) -> int:
+    """Exactly: a float has no tenths of what is very large."""
+    return round(Fraction(10 * count, 1024**power))
