@@ -236,11 +236,13 @@ def _backing_files(block_devices: Path) -> Mapping[str, bytes]:
 def free_loop(name: str, file: Path) -> None:
     """Let a loop device go of this file; raises OSError (EBUSY: it goes when it is closed).
 
-    It may have got another file since it was looked at, and keeps that.
+    It may have let go of that since it was looked at, or got another file, which it keeps.
     """
     descriptor = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if (_BLOCK_DEVICES / name / "loop/backing_file").read_bytes() in _names_of(file):
-            fcntl.ioctl(descriptor, _LOOP_CLR_FD)
+        with contextlib.suppress(FileNotFoundError):  # it has no file
+            backing = (_BLOCK_DEVICES / name / "loop/backing_file").read_bytes()
+            if backing in _names_of(file):
+                fcntl.ioctl(descriptor, _LOOP_CLR_FD)
     finally:
         os.close(descriptor)

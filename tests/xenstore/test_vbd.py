@@ -1,7 +1,9 @@
 """What is read of a Xen disk, over a real xenstored: the guest's end, dom0's end, loop devices."""
 
 import asyncio
+import subprocess
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from provisiond.virt.vbd import (
     back_ends_for,
     back_ends_of,
     domid_of,
+    free_loop,
     frontend_state,
     remove,
     vdev_number,
@@ -202,3 +205,30 @@ async def test_a_loop_device_is_found_by_its_file_also_after_that_was_unlinked(
     loops = Loops(block_devices=tmp_path)
     assert await loops.of(ISO) == ["loop12", "loop3"]
     assert await loops.of(Path("/none.iso")) == []
+
+
+@pytest.fixture
+def file_in_a_loop(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A file, and the name of the loop device over it."""
+    file = tmp_path / "disk.img"
+    file.write_bytes(bytes(1 << 20))
+    argv = ("losetup", "--find", "--show", str(file))
+    ended = subprocess.run(argv, check=True, capture_output=True, text=True)
+    name = Path(ended.stdout.strip()).name
+    try:
+        yield file, name
+    finally:
+        free_loop(name, file)
+
+
+async def test_a_loop_device_is_let_go_of_the_file_that_is_meant_and_of_no_other(
+    file_in_a_loop: tuple[Path, str],
+) -> None:
+    file, name = file_in_a_loop
+    loops = Loops()
+    assert await loops.of(file) == [name]
+    free_loop(name, file.with_name("another.iso"))
+    assert await loops.of(file) == [name]
+    free_loop(name, file)
+    assert await loops.of(file) == []
+    free_loop(name, file)  # it has no file any more

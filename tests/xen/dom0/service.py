@@ -1,6 +1,8 @@
 """provisiond as systemd runs it in this dom0."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -10,6 +12,7 @@ from tests.daemon.program import Api, Json
 from tests.xen.dom0 import host
 
 CONFIG = Path("/etc/provisiond/provisiond.toml")
+LABORATORY = Path("/run/systemd/system/provisiond.service.d/laboratory.conf")  # ./install
 ISO_FOLDER = Path("/run/provisiond/iso")
 STATE_FOLDER = Path("/var/lib/provisiond")
 DISK_FOLDER = STATE_FOLDER / "images/disks"
@@ -63,6 +66,24 @@ class Service(Api):
     async def job_ids(self) -> list[str]:
         """The ids of all jobs, oldest first."""
         return [str(job["id"]) for job in await self.jobs()]
+
+
+@contextmanager
+def as_shipped() -> Iterator[None]:
+    """The unit as an operator has it, without the laboratory's longer watchdog."""
+    kept = LABORATORY.read_text()
+    LABORATORY.unlink()
+    _read_again()
+    try:
+        yield
+    finally:
+        LABORATORY.write_text(kept)
+        _read_again()
+
+
+def _read_again() -> None:
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "provisiond")
 
 
 def set_up(**settings: float) -> None:

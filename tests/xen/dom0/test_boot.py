@@ -11,7 +11,7 @@ from tests.xen.dom0.guests import Guests, assert_nothing_is_left, states, wanted
 from tests.xen.dom0.service import Service
 
 BOOT = 8.0  # seconds at most until the script runs
-PARTS = 4
+PARTS = 10
 
 
 @pytest.mark.parametrize("part", range(PARTS))
