@@ -3,12 +3,40 @@
 import ctypes
 import ctypes.util
 import re
+import subprocess
+import sys
 
 import pytest
 from pydantic import SecretStr
 
 from provisiond.api.guest_config import MAX_PASSWORD_BYTES, GuestConfig
 from provisiond.password import hash_password
+
+# Each line of passlib's parts lets the other threads have their turn.
+FIRST_HASHES = """
+import threading
+import time
+from pydantic import SecretStr
+from provisiond.password import hash_password
+
+def give_way(frame, event, argument):
+    if frame.f_code.co_filename.endswith(("passlib/utils/handlers.py", "passlib/utils/binary.py")):
+        time.sleep(0.0001)
+        return give_way
+
+def hash_one():
+    start.wait()
+    hashed.append(hash_password(SecretStr("same")))
+
+start, hashed = threading.Barrier(4), []
+threading.settrace(give_way)
+threads = [threading.Thread(target=hash_one) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(hashed))
+"""
 
 
 def crypt(password: str, setting: str) -> str:
@@ -45,3 +73,9 @@ def test_a_hash_is_what_a_request_may_carry_as_well() -> None:
     hashed = hash_password(SecretStr("same"))
     assert GuestConfig(hostname="web1", password_hash=hashed).password_hash == hashed
     assert hashed.get_secret_value() not in repr(hashed)
+
+
+def test_the_first_hashes_of_a_process_may_be_made_by_several_threads_at_once() -> None:
+    argv = [sys.executable, "-c", FIRST_HASHES]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("4\n", "")
