@@ -21,6 +21,7 @@ from provisiond.password import hash_password
 
 def give_way(frame, event, argument):
     if frame.f_code.co_filename.endswith(("passlib/utils/handlers.py", "passlib/utils/binary.py")):
+        gave_way.add(threading.get_ident())
         time.sleep(0.0001)
         return give_way
 
@@ -28,14 +29,14 @@ def hash_one():
     start.wait()
     hashed.append(hash_password(SecretStr("same")))
 
-start, hashed = threading.Barrier(4), []
+start, hashed, gave_way = threading.Barrier(4), [], set()
 threading.settrace(give_way)
 threads = [threading.Thread(target=hash_one) for _ in range(4)]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-print(len(hashed))
+print(len(hashed), len(gave_way))
 """
 
 
@@ -78,4 +79,4 @@ def test_a_hash_is_what_a_request_may_carry_as_well() -> None:
 def test_the_first_hashes_of_a_process_may_be_made_by_several_threads_at_once() -> None:
     argv = [sys.executable, "-c", FIRST_HASHES]
     ended = subprocess.run(argv, capture_output=True, text=True, check=True)
-    assert (ended.stdout, ended.stderr) == ("4\n", "")
+    assert (ended.stdout, ended.stderr) == ("4 4\n", "")
