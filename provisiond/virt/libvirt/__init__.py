@@ -23,6 +23,7 @@ from provisiond.virt.disk_xml import DataDisk, needs_device_model
 from provisiond.virt.libvirt import disks, domains, lifecycle
 from provisiond.virt.libvirt.connection import Connection
 from provisiond.virt.libvirt.domains import Domain, DomainDetails
+from provisiond.virt.libvirt.turns import Turns
 from provisiond.virt.vbd import (
     BackEnds,
     Loops,
@@ -54,6 +55,7 @@ class Hypervisor:
         self._xenstore = xenstore
         self._served = None if xenstore is None else BackEnds(xenstore)
         self._loop_devices = Loops()
+        self._turns = Turns()
         self._agents_asked: set[str] = set()
 
     # ------------------------------------------------------------ connection
@@ -179,13 +181,14 @@ class Hypervisor:
 
         Attached already: returns its target. Raises NoFreeTarget, AttachGivenUp, HypervisorFailed.
         """
-        try:
-            return await self._connection.call_apart(disks.attach_iso, uuid, iso, target)
-        except HypervisorFailed as error:
-            if await self._remove_unknown(uuid, iso, await self._iso_back_ends(uuid, iso)):
-                await self.detach(uuid, iso=iso)
-                raise _given_up(iso, error) from error
-            raise
+        async with self._turns.wait(iso):
+            try:
+                return await self._connection.call_apart(disks.attach_iso, uuid, iso, target)
+            except HypervisorFailed as error:
+                if await self._remove_unknown(uuid, iso, await self._iso_back_ends(uuid, iso)):
+                    await self.detach(uuid, iso=iso)
+                    raise _given_up(iso, error) from error
+                raise
 
     async def is_connected(self, uuid: str, source: Path) -> bool:
         """Wait until the guest's driver has the disk; False where the disk is gone instead.
@@ -207,7 +210,7 @@ class Hypervisor:
         returned. The caller's time limit ends the wait. Raises DiskStillAttached where libvirt
         refuses.
         """
-
+        self._turns.forget(iso)
         is_known = True
 
         async def ask() -> None:
@@ -245,19 +248,20 @@ class Hypervisor:
         NoFreeTarget, DomainNotRunning, VhdNeedsTapdisk, AttachGivenUp, HypervisorFailed.
         """
         disk = DataDisk(chain, serial)
-        try:
-            return await self._connection.call_apart(
-                disks.attach_data_disk, uuid, disk, target, persistent=persistent
-            )
-        except HypervisorFailed as error:
-            # One that it may never have leaves as much behind; libvirt/disks.py has said that.
-            if needs_device_model(chain):
+        async with self._turns.wait(disk.source):
+            try:
+                return await self._connection.call_apart(
+                    disks.attach_data_disk, uuid, disk, target, persistent=persistent
+                )
+            except HypervisorFailed as error:
+                # One that it may never have leaves as much behind; libvirt/disks.py has said that.
+                if needs_device_model(chain):
+                    raise
+                left = await self._back_ends(disk.source)
+                if await self._remove_unknown(uuid, disk.source, left):
+                    await self.detach_data_disk(uuid, source=disk.source, persistent=False)
+                    raise _given_up(disk.source, error) from error
                 raise
-            left = await self._back_ends(disk.source)
-            if await self._remove_unknown(uuid, disk.source, left):
-                await self.detach_data_disk(uuid, source=disk.source, persistent=False)
-                raise _given_up(disk.source, error) from error
-            raise
 
     async def detach_data_disk(self, uuid: str, *, source: Path, persistent: bool) -> None:
         """Detach a data disk and wait until nothing has it, as `holders_of` looks for it.
@@ -266,7 +270,7 @@ class Hypervisor:
         time limit ends the wait, and `prove_detached` says what is still so. Raises
         DiskStillAttached where libvirt refuses.
         """
-
+        self._turns.forget(source)
         # What is kept is changed last: it stays as it is where the guest does not let go.
         for kept in (False, True)[: 1 + persistent]:
             ask = partial(self._ask_to_detach, uuid, source, kept=kept)
